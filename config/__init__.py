@@ -1,0 +1,1 @@
+"""Settings, model packs and operating points."""

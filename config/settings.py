@@ -1,0 +1,81 @@
+"""Settings from the environment and `.env`. Built by the process that needs them, never at import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIB = 1 << 20
+
+
+class Settings(BaseSettings):
+    """Every setting, by the name of its environment variable (case does not matter)."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
+
+    api_key: SecretStr | None = Field(
+        None, min_length=16, description="The Bearer key clients send. Empty: one is made and kept in DATA_DIR/api_key."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 inside the container.")
+    port: int = Field(8000, ge=1, le=65_535, description="Port to listen on.")
+    debug: bool = Field(False, description="Log at DEBUG level. Never changes what a client sees.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins that browsers may call from, separated by commas. Empty: none."
+    )
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("kinlens"), description="Where Kinlens keeps its state: key, prepared models."
+    )
+
+    model_pack: str = Field("opencv", description="A pack of config/models.toml, or a folder of InsightFace models.")
+    model_root: Path = Field(
+        Path("~/.insightface"), description="Where InsightFace packs lie: MODEL_ROOT/models/NAME or MODEL_ROOT/NAME."
+    )
+    model_download: bool = Field(True, description="Let insightface download a missing pack, where the network allows.")
+    face_det_thresh: float | None = Field(
+        None, gt=0, lt=1, description="Lowest detection_score reported. Empty: the pack's own."
+    )
+    match_threshold: float | None = Field(
+        None, ge=-1, le=1, description="Cosine at which two faces match. Empty: the pack's measured operating point."
+    )
+
+    worker_timeout: float = Field(60, gt=0, le=3600, description="Seconds one request may take before it is a 504.")
+    max_workers: int = Field(8, ge=1, le=256, description="Images of one batch request that are worked on at once.")
+    max_image_bytes: int = Field(20 * MIB, ge=1024, le=60 * MIB, description="Largest encoded image.")
+    max_image_pixels: int = Field(
+        50_000_000, ge=10_000, le=178_000_000, description="Largest decoded image, width x height."
+    )
+    max_batch_images: int = Field(256, ge=1, le=10_000, description="Most images in one batch request.")
+    max_batch_bytes: int = Field(512 * MIB, ge=1024, description="Largest multipart batch body; it is never held whole.")
+    max_json_bytes: int = Field(64 * MIB, ge=1024, description="Largest JSON body; it is held whole.")
+    allow_image_urls: bool = Field(False, description="Accept `image_url`. Private addresses stay refused.")
+    image_url_timeout: float = Field(10, gt=0, le=300, description="Seconds to fetch one image_url, redirects included.")
+
+    @field_validator("api_key", "face_det_thresh", "match_threshold", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _no_wildcard(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if "*" in origin or not origin.startswith(("http://", "https://")):
+                raise ValueError(f"{origin!r} is not an origin like https://photos.example.org")
+        return value
+
+    @field_validator("data_dir", "model_root")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        # Absolute, because replicas do not share the working directory of the process that started them.
+        return value.expanduser().absolute()

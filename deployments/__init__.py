@@ -1,0 +1,1 @@
+"""Ray Serve deployments: thin, batched wrappers around the models."""

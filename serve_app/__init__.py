@@ -1,0 +1,1 @@
+"""Kinlens: face matching, person search and a photo library on Ray Serve."""

@@ -1,0 +1,146 @@
+"""Faces as values: what detection returns, and the vector arithmetic on embeddings. Pure; no I/O, no models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from serve_app.errors import InvalidEmbedding
+
+RGBImage: TypeAlias = npt.NDArray[np.uint8]
+"""(H, W, 3) uint8, RGB."""
+Crops: TypeAlias = npt.NDArray[np.uint8]
+"""(N, 112, 112, 3) uint8, RGB, aligned to the ArcFace template."""
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+
+CROP_SIZE_PX = 112
+
+ALL_FACES = -1
+"""`DetectionOptions.crops` for "a crop of every face"."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionOptions:
+    """What a caller wants from one picture.
+
+    `threshold`: lowest detection_score reported, in (0, 1); None takes the pack's own.
+    `max_faces`: keep the largest so many faces; None keeps all.
+    `crops`: aligned crops for the largest so many faces; 0 for none, `ALL_FACES` for all that are kept.
+    `try_rotations`: when upright finds nobody, look once more at 90, 180 and 270 degrees.
+    """
+
+    threshold: float | None = None
+    max_faces: int | None = None
+    crops: int = ALL_FACES
+    try_rotations: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """The faces of one picture, largest first, in pixels of the picture as displayed (EXIF applied).
+
+    bboxes: (N, 4) float32 xyxy. landmarks: (N, 5, 2) float32: left eye, right eye, nose, left and right mouth corner as
+    seen in the image. detection_scores: (N,) float32. crops: (C, 112, 112, 3) uint8 of the first C faces.
+    rotation_deg: clockwise turn of the picture under which the faces were found; 0 unless upright found nobody.
+    """
+
+    bboxes: FloatArray
+    landmarks: FloatArray
+    detection_scores: FloatArray
+    crops: Crops
+    width_px: int
+    height_px: int
+    format: str
+    rotation_deg: int = 0
+
+    def __len__(self) -> int:
+        return len(self.bboxes)
+
+    def face(self, index: int) -> DetectedFace:
+        """The face at `index` (0 is the largest)."""
+        return DetectedFace(self.bboxes[index], self.landmarks[index], float(self.detection_scores[index]))
+
+
+@dataclass(frozen=True, slots=True)
+class DetectedFace:
+    """One face. bbox: (4,) float32 xyxy px. landmarks: (5, 2) float32 px. detection_score in (0, 1]."""
+
+    bbox: FloatArray
+    landmarks: FloatArray
+    detection_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedFace:
+    """A detected face with its embedding, (D,) float32 of unit L2 norm, and its (112, 112, 3) crop."""
+
+    face: DetectedFace
+    embedding: FloatArray
+    crop: RGBImage
+
+
+class Decision(StrEnum):
+    MATCH = "match"
+    AMBIGUOUS = "ambiguous"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """Where a model's similarities turn into decisions, and how often that errs.
+
+    `threshold`: cosine at or above which two faces are a match. `suggest_threshold`: at or above it, but below
+    `threshold`, the answer is "ambiguous". `far` and `frr` were measured on `data_set` at `threshold`; None where an
+    operator set the threshold without measuring.
+    """
+
+    embedding_model: str
+    data_set: str
+    threshold: float
+    suggest_threshold: float
+    far: float | None
+    frr: float | None
+
+    def decide(self, similarity: float) -> Decision:
+        if similarity >= self.threshold:
+            return Decision.MATCH
+        if similarity >= self.suggest_threshold:
+            return Decision.AMBIGUOUS
+        return Decision.UNKNOWN
+
+
+def l2_normalize(vectors: npt.NDArray[np.floating]) -> FloatArray:
+    """Rows (or one vector) scaled to unit L2 norm, float32. A zero row stays zero."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, np.finfo(np.float32).tiny), dtype=np.float32)
+
+
+def cosine_similarity(a: FloatArray, b: FloatArray) -> float:
+    """Cosine of two unit vectors (D,), clipped to [-1, 1] against rounding."""
+    return float(np.clip(np.dot(a, b), -1.0, 1.0))
+
+
+def parse_embedding(values: Sequence[float], dim: int) -> FloatArray:
+    """A client's list of numbers as a unit vector (dim,) float32.
+
+    Raises InvalidEmbedding: wrong length, NaN or infinite, or a norm too small to carry a direction.
+    """
+    if len(values) != dim:
+        raise InvalidEmbedding(
+            f"The embedding has {len(values)} values; the loaded model makes {dim}.", expected_dim=dim, dim=len(values)
+        )
+    # Normalised in float64: finite doubles beyond float32's range still have a direction.
+    vector = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(vector).all():
+        raise InvalidEmbedding("The embedding contains NaN or infinity.")
+    largest = float(np.abs(vector).max(initial=0.0))
+    if largest < 1e-12:
+        raise InvalidEmbedding("The embedding is zero; it points nowhere.")
+    vector = vector / largest
+    return np.asarray(vector / math.sqrt(float(np.dot(vector, vector))), dtype=np.float32)
