@@ -1,0 +1,33 @@
+"""The Detection deployment: encoded pictures in; boxes, landmarks and aligned crops out."""
+
+from __future__ import annotations
+
+from ray import serve
+
+from deployments.batching import BatchConfig, Batcher
+from deployments.models.engine import DetectionEngine, DetectionRequest
+from deployments.models.loading import load_detector
+from deployments.models.packs import PackLocation, resolve
+from serve_app.errors import ImageError
+from serve_app.faces import DetectionOptions, Detections
+from serve_app.images import ImageLimits
+
+
+@serve.deployment
+class Detection:
+    """Decoding happens here and nowhere else: a picture that kills a decoder kills one of these replicas."""
+
+    def __init__(
+        self, location: PackLocation, limits: ImageLimits, threshold: float | None, intra_op_threads: int
+    ) -> None:
+        pack = resolve(location)
+        detector = load_detector(pack, location.device, intra_op_threads)
+        engine = DetectionEngine(detector, limits, pack.spec.detector.threshold if threshold is None else threshold)
+        self._batcher: Batcher[DetectionRequest, Detections | ImageError] = Batcher(engine.run, BatchConfig())
+
+    def reconfigure(self, user_config: dict[str, object]) -> None:
+        self._batcher.configure(BatchConfig.model_validate(user_config))
+
+    async def detect(self, image: bytes, options: DetectionOptions) -> Detections | ImageError:
+        """A picture that cannot be read is an answer, not a failure of the replica: it comes back as a value."""
+        return await self._batcher.submit(DetectionRequest(image, options))

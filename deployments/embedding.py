@@ -1,0 +1,25 @@
+"""The Embedding deployment: aligned crops in, unit embeddings out, batched by face across requests."""
+
+from __future__ import annotations
+
+from ray import serve
+
+from deployments.batching import BatchConfig, Batcher
+from deployments.models.engine import EmbeddingEngine
+from deployments.models.loading import load_recognizer
+from deployments.models.packs import PackLocation, resolve
+from serve_app.faces import Crops, FloatArray
+
+
+@serve.deployment
+class Embedding:
+    def __init__(self, location: PackLocation, intra_op_threads: int) -> None:
+        engine = EmbeddingEngine(load_recognizer(resolve(location), location.device, intra_op_threads))
+        self._batcher: Batcher[Crops, FloatArray] = Batcher(engine.run, BatchConfig(), weight=len)
+
+    def reconfigure(self, user_config: dict[str, object]) -> None:
+        self._batcher.configure(BatchConfig.model_validate(user_config))
+
+    async def embed(self, crops: Crops) -> FloatArray:
+        """(N, 112, 112, 3) uint8 RGB to (N, D) float32 of unit L2 norm."""
+        return await self._batcher.submit(crops)

@@ -1,0 +1,145 @@
+"""The FastAPI application: routers, and the one place where errors become problem details (RFC 9457)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.api import compare, face, health, models
+from serve_app.api.deps import ClientGone, Services, require_key
+from serve_app.api.problems import problem_response
+from serve_app.errors import (
+    InternalError,
+    InvalidRequest,
+    JsonValue,
+    KinlensError,
+    MethodNotAllowed,
+    NotFound,
+    PayloadError,
+)
+
+logger = logging.getLogger("ray.serve")
+
+PREFIX = "/api/v1"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that left; seen in logs and metrics only."""
+
+
+def create_api(services: Services) -> FastAPI:
+    """The API around `services`; nothing is global, so several may live in one process."""
+    api = FastAPI(
+        title="Kinlens",
+        version=version("kinlens"),
+        summary="Face matching, person search and a photo library on Ray Serve",
+        description="Send the API key as `Authorization: Bearer KEY`. Errors are RFC 9457 problem details with a stable `code`.",
+        docs_url="/docs",
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    api.state.services = services
+    keyed = [Depends(require_key)]
+    api.include_router(health.router, prefix=PREFIX)
+    api.include_router(models.router, prefix=PREFIX, dependencies=keyed)
+    api.include_router(face.router, prefix=PREFIX, dependencies=keyed)
+    api.include_router(compare.router, prefix=PREFIX, dependencies=keyed)
+    api.add_exception_handler(KinlensError, _on_kinlens_error)
+    api.add_exception_handler(HTTPException, _on_http_exception)
+    api.add_exception_handler(RequestValidationError, _on_validation_error)
+    if services.settings.cors_origins:
+        api.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(services.settings.cors_origins),
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID", "Idempotency-Key"],
+            expose_headers=["X-Request-ID", "Retry-After"],
+        )
+    # Outermost: everything below it, CORS answers included, carries the request id.
+    api.add_middleware(RequestEdge)
+    return api
+
+
+class RequestEdge:
+    """Gives each request an id and turns what nobody caught into a 500 without a traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode("ascii"))]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientGone:
+            if not started:
+                await Response(status_code=_CLIENT_CLOSED_REQUEST)(scope, receive, send_with_id)
+        except Exception:
+            # The last border before the client: log everything, tell nothing.
+            logger.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            if started:
+                raise
+            error = InternalError("The request failed for a reason that is ours. It is logged under its request id.")
+            await problem_response(error, request_id)(scope, receive, send_with_id)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's X-Request-ID where it is fit for logs, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given: str = value.decode("latin-1")
+            if _REQUEST_ID.fullmatch(given):
+                return given
+    return uuid.uuid4().hex
+
+
+async def _on_kinlens_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, KinlensError)
+    if error.status >= 500:
+        logger.warning("request %s: %s: %s", request.state.request_id, error.code, error.detail)
+    return problem_response(error, request.state.request_id)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers: Mapping[str, str] = error.headers or {}
+    translated: KinlensError
+    if error.status_code == 404:
+        translated = NotFound("There is nothing at this address.")
+    elif error.status_code == 405:
+        allowed = headers.get("Allow", headers.get("allow", ""))
+        translated = MethodNotAllowed("The method is not allowed at this address.", allowed=allowed)
+    else:
+        translated = PayloadError("The request cannot be read.")
+    response = problem_response(translated, request.state.request_id)
+    if isinstance(translated, MethodNotAllowed) and translated.details["allowed"]:
+        response.headers["Allow"] = str(translated.details["allowed"])
+    return response
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems: list[JsonValue] = [
+        {"field": ".".join(str(part) for part in entry["loc"]), "message": str(entry["msg"])} for entry in error.errors()[:10]
+    ]
+    return problem_response(InvalidRequest("The request is not valid.", errors=problems), request.state.request_id)

@@ -1,0 +1,106 @@
+"""What endpoints depend on: the services, the caller's key, and bounded work."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
+
+from config.settings import Settings
+from serve_app.api.forms import FormLimits
+from serve_app.errors import DeadlineExceeded, Unauthorized
+from serve_app.images import ImageLimits
+from serve_app.services.fetching import ImageFetcher
+from serve_app.services.models import ModelInfo
+from serve_app.services.pipeline import FacePipeline
+from serve_app.services.verification import Verification
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Everything behind the API. Built by the ingress on its replica, or by tests around fakes."""
+
+    settings: Settings
+    api_key: str
+    pipeline: FacePipeline
+    verification: Verification
+    fetcher: ImageFetcher
+    model: ModelInfo
+    started_at: float
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        return ImageLimits(self.settings.max_image_bytes, self.settings.max_image_pixels)
+
+    def form_limits(self, max_files: int) -> FormLimits:
+        """Limits of a form of `max_files` pictures that is held whole."""
+        overhead = 2 << 20
+        return FormLimits(
+            self.settings.max_image_bytes, max_files * self.settings.max_image_bytes + overhead, max_files
+        )
+
+
+class ClientGone(Exception):
+    """The client closed the connection; there is nobody to answer."""
+
+
+def services(request: Request) -> Services:
+    found: Services = request.app.state.services
+    return found
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+
+_bearer = HTTPBearer(auto_error=False, description="`Authorization: Bearer $API_KEY`")
+
+
+def require_key(
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)], found: ServicesDep
+) -> None:
+    """Raises Unauthorized. Runs before the body is read."""
+    given = credentials.credentials if credentials else ""
+    # Bytes: compare_digest takes no text beyond ASCII.
+    if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), found.api_key.encode()):
+        raise Unauthorized("Send the API key as `Authorization: Bearer KEY`.")
+
+
+async def bounded(request: Request, work: Coroutine[object, object, T], timeout_s: float) -> T:
+    """The result of `work`, which is cancelled when the client disconnects or the time is up.
+
+    The body must have been read: what the client sends from here on is only its farewell.
+    Raises DeadlineExceeded, ClientGone and what `work` raises.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnected(request))
+    try:
+        done, _ = await asyncio.wait({task, watcher}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if task in done:
+            return task.result()
+        if watcher in done:
+            raise ClientGone
+        raise deadline_exceeded(timeout_s)
+    finally:
+        task.cancel()
+        watcher.cancel()
+
+
+def deadline_exceeded(timeout_s: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"The request took longer than {timeout_s:g} s.", timeout_s=timeout_s)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def answer(model: BaseModel) -> Response:
+    """The model as JSON. Not through FastAPI's response validation: it would check our own types a second time."""
+    return Response(model.model_dump_json(), media_type="application/json")

@@ -1,0 +1,174 @@
+"""Faces of one picture: find them, embed them. And of many pictures in one call."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from serve_app.api.batch import batch_response
+from serve_app.api.deps import Services, ServicesDep, answer, bounded, deadline_exceeded
+from serve_app.api.forms import ModelT, decode_base64, read_fields, validate
+from serve_app.api.openapi import problems, request_body
+from serve_app.api.schemas import (
+    BatchAnswer,
+    BatchFields,
+    BatchJsonFields,
+    ExtractAnswer,
+    ExtractFields,
+    ImageFields,
+    VerifyFaceAnswer,
+    VerifyFaceFields,
+    embedded_face_of,
+    face_of,
+    image_of,
+    numbers,
+    points,
+)
+from serve_app.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    ImageUrlFailed,
+    ImageUrlRefused,
+    InternalError,
+    InvalidImage,
+    InvalidRequest,
+    ModelUnavailable,
+    MultipleFaces,
+    NoFaceDetected,
+    Overloaded,
+    PayloadError,
+    PayloadTooLarge,
+    Unauthorized,
+    UnsupportedImage,
+    UnsupportedMedia,
+)
+from serve_app.faces import ALL_FACES, DetectionOptions
+from serve_app.services.pipeline import ExtractOptions
+
+router = APIRouter(prefix="/face", tags=["face"])
+
+BODY_ERRORS = (Unauthorized, PayloadError, PayloadTooLarge, UnsupportedMedia, InvalidRequest)
+IMAGE_ERRORS = (InvalidImage, ImageTooLarge, UnsupportedImage, ImageUrlRefused, ImageUrlFailed)
+CAPACITY_ERRORS = (Overloaded, ModelUnavailable, DeadlineExceeded, InternalError)
+_FILES = frozenset({"file"})
+
+
+@router.post(
+    "/verify-face",
+    response_model=VerifyFaceAnswer,
+    summary="Is there a face? Where?",
+    responses=problems(*BODY_ERRORS, *IMAGE_ERRORS, *CAPACITY_ERRORS),
+    openapi_extra=request_body(
+        VerifyFaceFields, files=("file",), raw=True, json_example={"image": "/9j/4AAQSkZJRgABAQAAAQABAAD..."}
+    ),
+)
+async def verify_face(request: Request, services: ServicesDep) -> Response:
+    """Boxes, five landmarks and scores of all faces, largest first. No face is an answer, not an error."""
+    fields = await _read(request, services, VerifyFaceFields)
+
+    async def work() -> Response:
+        image = await _image(fields, services)
+        options = DetectionOptions(
+            threshold=fields.detection_threshold,
+            max_faces=fields.max_faces,
+            crops=ALL_FACES if fields.return_crops else 0,
+        )
+        found = await services.pipeline.detect(image, options)
+        faces = [
+            face_of(found.face(index), found.crops[index] if fields.return_crops else None) for index in range(len(found))
+        ]
+        return answer(
+            VerifyFaceAnswer(
+                face_detected=bool(faces),
+                confidence=max((face.detection_score for face in faces), default=0.0),
+                face_count=len(faces),
+                faces=faces,
+                image=image_of(found),
+                model=services.model.pack,
+            )
+        )
+
+    return await bounded(request, work(), services.settings.worker_timeout)
+
+
+@router.post(
+    "/extract-embedding",
+    response_model=ExtractAnswer,
+    summary="The embedding of a face",
+    responses=problems(*BODY_ERRORS, *IMAGE_ERRORS, NoFaceDetected, MultipleFaces, *CAPACITY_ERRORS),
+    openapi_extra=request_body(
+        ExtractFields, files=("file",), raw=True, json_example={"image": "/9j/4AAQSkZJRgABAQAAAQABAAD...", "face": "all"}
+    ),
+)
+async def extract_embedding(request: Request, services: ServicesDep) -> Response:
+    """Of the largest face, or of all with `face=all`. Only the faces asked for are embedded."""
+    fields = await _read(request, services, ExtractFields)
+
+    async def work() -> Response:
+        image = await _image(fields, services)
+        options = ExtractOptions(face=fields.face, max_faces=fields.max_faces, threshold=fields.detection_threshold)
+        extraction = await services.pipeline.extract(image, options)
+        first = extraction.faces[0]
+        return answer(
+            ExtractAnswer(
+                embedding=numbers(first.embedding),
+                bbox=numbers(first.face.bbox),
+                confidence=first.face.detection_score,
+                landmarks=points(first.face.landmarks),
+                dim=services.model.dim,
+                model=services.model.embedding_model,
+                face_count=len(extraction.detections),
+                faces=[embedded_face_of(face, fields.return_crops) for face in extraction.faces],
+                image=image_of(extraction.detections),
+            )
+        )
+
+    return await bounded(request, work(), services.settings.worker_timeout)
+
+
+@router.post(
+    "/batch-extract",
+    response_model=BatchAnswer,
+    summary="Embeddings of many pictures",
+    responses=problems(*BODY_ERRORS, *CAPACITY_ERRORS),
+    openapi_extra=request_body(BatchFields, files=("files",), many=True, json_model=BatchJsonFields),
+)
+async def batch_extract(request: Request, services: ServicesDep) -> Response:
+    """Many pictures in one call: results in order, a problem in place of each that failed, status 200.
+
+    Pictures of a form are worked on while the rest still arrives and are never held all at once. Options go into the query,
+    or into fields before the first file.
+    """
+    return await batch_response(request, services)
+
+
+async def _read(request: Request, services: Services, model: type[ModelT]) -> ModelT:
+    """The body as `model`, within the request's time limit."""
+    timeout_s = services.settings.worker_timeout
+    try:
+        async with asyncio.timeout(timeout_s):
+            raw = await read_fields(
+                request,
+                files=_FILES,
+                raw_file="file",
+                limits=services.form_limits(max_files=1),
+                max_json_bytes=services.settings.max_json_bytes,
+            )
+    except TimeoutError as error:
+        raise deadline_exceeded(timeout_s) from error
+    return validate(model, raw)
+
+
+async def _image(fields: ImageFields, services: Services) -> bytes:
+    """The one picture of a request. Raises InvalidRequest unless there is exactly one, ImageError, ImageUrlError."""
+    given = [name for name in ("file", "image", "image_url") if getattr(fields, name) is not None]
+    if len(given) != 1:
+        raise InvalidRequest(
+            f"Send one picture as `file`, `image` or `image_url`; {' and '.join(given) or 'none'} came.", given=[*given]
+        )
+    if fields.file is not None:
+        return fields.file
+    if fields.image is not None:
+        return await decode_base64(fields.image)
+    return await services.fetcher.fetch(fields.image_url or "")

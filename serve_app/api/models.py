@@ -1,0 +1,47 @@
+"""What is loaded, under which licence, and how often it errs."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from serve_app.api.deps import ServicesDep, answer
+from serve_app.api.openapi import problems
+from serve_app.api.schemas import LoadedModel, ModelAccuracy, ModelFile, ModelsAnswer, ModelThresholds
+from serve_app.errors import Unauthorized
+from serve_app.services.models import FileInfo
+
+router = APIRouter(tags=["service"])
+
+
+@router.get("/models", response_model=ModelsAnswer, summary="The loaded model pack", responses=problems(Unauthorized))
+async def models(services: ServicesDep) -> Response:
+    """Files with their hashes, licence, thresholds and measured error rates."""
+    info = services.model
+    point = info.point
+    accuracy = None
+    if point is not None and point.far is not None:
+        accuracy = ModelAccuracy(
+            data_set=point.data_set, verification_accuracy=info.accuracy, far=point.far, frr=point.frr
+        )
+    loaded = LoadedModel(
+        pack=info.pack,
+        title=info.title,
+        licence=info.licence,
+        commercial_use=info.commercial_use,
+        embedding_model=info.embedding_model,
+        dim=info.dim,
+        device=info.device,
+        detector=_file(info.detector),
+        recognizer=_file(info.recognizer),
+        thresholds=ModelThresholds(
+            detection=info.detection_threshold,
+            match=point.threshold if point else None,
+            suggest=point.suggest_threshold if point else None,
+        ),
+        accuracy=accuracy,
+    )
+    return answer(ModelsAnswer(loaded=loaded, available_packs=list(info.available_packs)))
+
+
+def _file(info: FileInfo) -> ModelFile:
+    return ModelFile(family=info.family, file=info.file, sha256=info.sha256, preprocessing=info.preprocessing)

@@ -1,0 +1,97 @@
+"""The only place where deployments are wired together."""
+
+# Annotations are evaluated here: Serve reads the builder's to validate `args` of serve_config.yaml.
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray.serve import Application
+
+from config.settings import Settings
+from deployments.detection import Detection
+from deployments.embedding import Embedding
+from deployments.models.packs import Pack, PackLocation, pack_names, resolve
+from deployments.models.session import Device
+from serve_app.faces import OperatingPoint
+from serve_app.images import ImageLimits
+from serve_app.ingress import Ingress
+from serve_app.services.models import FileInfo, ModelInfo
+
+
+class AppArgs(BaseModel):
+    """`args` of the application in serve_config.yaml. Replicas, queues and batches are set per deployment there."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model_pack: str | None = Field(None, description="Overrides MODEL_PACK.")
+    device: Device = Field(Device.CPU, description="cpu or cuda; without the device the start fails.")
+    intra_op_threads: int = Field(1, ge=1, le=64, description="ONNX Runtime threads within one forward pass.")
+
+
+def build_app(args: AppArgs) -> Application:
+    """The application for `args` and the environment. Raises ConfigurationError before anything is deployed."""
+    settings = Settings()
+    location = pack_location(settings, args)
+    model = model_info(resolve(location), settings, args.device)
+    limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+    return Ingress.bind(
+        settings.model_copy(update={"api_key": None}),
+        model,
+        Detection.bind(location, limits, settings.face_det_thresh, args.intra_op_threads),
+        Embedding.bind(location, args.intra_op_threads),
+    )
+
+
+def __getattr__(name: str) -> Application:
+    """`app`, for `serve build`, which takes no builder functions. Made on demand: importing decides nothing."""
+    if name == "app":
+        return build_app(AppArgs())
+    raise AttributeError(name)
+
+
+def pack_location(settings: Settings, args: AppArgs) -> PackLocation:
+    return PackLocation(
+        name=args.model_pack or settings.model_pack,
+        model_root=settings.model_root,
+        cache_dir=settings.data_dir / "models",
+        download=settings.model_download,
+        device=args.device,
+    )
+
+
+def model_info(pack: Pack, settings: Settings, device: Device) -> ModelInfo:
+    spec = pack.spec
+    return ModelInfo(
+        pack=pack.name,
+        title=spec.title,
+        licence=spec.licence,
+        commercial_use=spec.commercial_use,
+        embedding_model=spec.recognizer.embedding_model,
+        dim=spec.recognizer.dim,
+        device=device.value,
+        detector=FileInfo(
+            spec.detector.family, spec.detector.file, pack.detector_sha256, spec.detector.preprocessing
+        ),
+        recognizer=FileInfo(
+            spec.recognizer.family, spec.recognizer.file, pack.recognizer_sha256, spec.recognizer.preprocessing
+        ),
+        detection_threshold=(
+            spec.detector.threshold if settings.face_det_thresh is None else settings.face_det_thresh
+        ),
+        point=_operating_point(pack, settings),
+        accuracy=pack.accuracy,
+        available_packs=tuple(pack_names()),
+    )
+
+
+def _operating_point(pack: Pack, settings: Settings) -> OperatingPoint | None:
+    """The measured point, unless MATCH_THRESHOLD moves it: then its error rates are unknown."""
+    if settings.match_threshold is None:
+        return pack.point
+    gap = pack.point.threshold - pack.point.suggest_threshold if pack.point else 0.0
+    return OperatingPoint(
+        pack.spec.recognizer.embedding_model,
+        "MATCH_THRESHOLD, set by the operator",
+        settings.match_threshold,
+        settings.match_threshold - gap,
+        far=None,
+        frr=None,
+    )

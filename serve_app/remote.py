@@ -1,0 +1,82 @@
+"""Handles to the model deployments, behind the Protocols of the services.
+
+Inference has no side effects, so a call lost with its replica is made once more on another; nothing else is retried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Generic, ParamSpec, TypeVar
+
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.errors import ImageError, ModelUnavailable, Overloaded
+from serve_app.faces import Crops, DetectionOptions, Detections, FloatArray
+
+logger = logging.getLogger("ray.serve")
+
+RETRY_AFTER_S = 1
+"""A queue of bounded length at a bounded time an item drains within about a second."""
+
+ArgsP = ParamSpec("ArgsP")
+ResultT = TypeVar("ResultT")
+
+
+class _RemoteMethod(Generic[ArgsP, ResultT]):
+    """One method of a deployment. Translates Serve's errors into ours."""
+
+    def __init__(self, handle: DeploymentHandle, deployment: str, method: str) -> None:
+        # Plain pickle: the arguments are bytes, arrays and module-level dataclasses, and cloudpickle's pure Python
+        # dispatch is measurable at this size.
+        self._method = handle.options(method_name=method, request_serialization="pickle", response_serialization="pickle")
+        self._deployment = deployment
+
+    async def __call__(self, *args: ArgsP.args, **kwargs: ArgsP.kwargs) -> ResultT:
+        try:
+            try:
+                return await self._once(*args, **kwargs)
+            except RayActorError as error:
+                logger.warning("%s lost a replica in mid-call (%s); trying once more", self._deployment, type(error).__name__)
+                return await self._once(*args, **kwargs)
+        except BackPressureError as error:
+            raise Overloaded(
+                f"The queue of {self._deployment} is full.", retry_after_s=RETRY_AFTER_S, deployment=self._deployment
+            ) from error
+        except (RayActorError, DeploymentUnavailableError) as error:
+            raise ModelUnavailable(
+                f"{self._deployment} has no replica that answers.", retry_after_s=RETRY_AFTER_S, deployment=self._deployment
+            ) from error
+        except RequestCancelledError as error:
+            raise asyncio.CancelledError from error
+
+    async def _once(self, *args: ArgsP.args, **kwargs: ArgsP.kwargs) -> ResultT:
+        result: ResultT = await self._method.remote(*args, **kwargs)
+        return result
+
+
+class RemoteDetector:
+    """The Detection deployment as a services.pipeline.Detector."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._detect: _RemoteMethod[[bytes, DetectionOptions], Detections | ImageError] = _RemoteMethod(
+            handle, "Detection", "detect"
+        )
+
+    async def detect(self, image: bytes, options: DetectionOptions) -> Detections:
+        answer = await self._detect(image, options)
+        if isinstance(answer, ImageError):
+            raise answer
+        return answer
+
+
+class RemoteEmbedder:
+    """The Embedding deployment as a services.pipeline.Embedder."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._embed: _RemoteMethod[[Crops], FloatArray] = _RemoteMethod(handle, "Embedding", "embed")
+
+    async def embed(self, crops: Crops) -> FloatArray:
+        return await self._embed(crops)

@@ -1,0 +1,1 @@
+"""What Kinlens does, without HTTP, Ray or SQL."""

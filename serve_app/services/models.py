@@ -1,0 +1,35 @@
+"""What is loaded: the pack, its files, licence, thresholds and measured errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serve_app.faces import OperatingPoint
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    family: str
+    file: str
+    sha256: str
+    preprocessing: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """`commercial_use` is None where the licence of the files is unknown. `accuracy`: of 1:1 verification on the point's
+    data set; None where nobody measured."""
+
+    pack: str
+    title: str
+    licence: str
+    commercial_use: bool | None
+    embedding_model: str
+    dim: int
+    device: str
+    detector: FileInfo
+    recognizer: FileInfo
+    detection_threshold: float
+    point: OperatingPoint | None
+    accuracy: float | None
+    available_packs: tuple[str, ...]

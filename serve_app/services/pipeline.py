@@ -1,0 +1,88 @@
+"""The one way from a picture to faces and embeddings. Every caller comes through here; nothing else asks a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from serve_app.errors import MultipleFaces, NoFaceDetected
+from serve_app.faces import ALL_FACES, Crops, DetectionOptions, Detections, EmbeddedFace, FloatArray
+from serve_app.images import ImageLimits, check_size, sniff
+
+
+class Detector(Protocol):
+    async def detect(self, image: bytes, options: DetectionOptions) -> Detections:
+        """Raises ImageError for a picture that cannot be read, CapacityError or PartUnavailable."""
+        ...
+
+
+class Embedder(Protocol):
+    async def embed(self, crops: Crops) -> FloatArray:
+        """(N, 112, 112, 3) crops to (N, D) unit embeddings. Raises CapacityError or PartUnavailable."""
+        ...
+
+
+class FaceChoice(StrEnum):
+    """Which faces of a picture are meant."""
+
+    LARGEST = "largest"
+    ALL = "all"
+    ONLY = "only"
+    """The only one: more than one face is an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractOptions:
+    """`face`: which faces are embedded. `max_faces`: at most so many, the largest. `threshold`: see DetectionOptions."""
+
+    face: FaceChoice = FaceChoice.LARGEST
+    max_faces: int | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """`faces`: the embedded ones, largest first; never empty. `detections`: all that were found."""
+
+    detections: Detections
+    faces: list[EmbeddedFace]
+
+
+class FacePipeline:
+    """Sniff and limit here, decode, detect and align in the detector, embed only what is asked for."""
+
+    def __init__(self, detector: Detector, embedder: Embedder, limits: ImageLimits) -> None:
+        self._detector = detector
+        self._embedder = embedder
+        self._limits = limits
+
+    async def detect(self, image: bytes, options: DetectionOptions) -> Detections:
+        """All faces of a picture. No face is an empty answer. Raises ImageError, CapacityError, PartUnavailable."""
+        # Bytes that are no picture never travel to a replica.
+        check_size(image, self._limits)
+        sniff(image)
+        return await self._detector.detect(image, options)
+
+    async def extract(self, image: bytes, options: ExtractOptions) -> Extraction:
+        """Faces with embeddings. Raises NoFaceDetected, MultipleFaces (`FaceChoice.ONLY`) and what `detect` raises."""
+        crops = ALL_FACES if options.face is FaceChoice.ALL else 1
+        detections = await self.detect(
+            image, DetectionOptions(threshold=options.threshold, max_faces=options.max_faces, crops=crops)
+        )
+        if not len(detections):
+            raise NoFaceDetected(
+                "No face was detected, upright or turned by 90, 180 and 270 degrees.",
+                width_px=detections.width_px,
+                height_px=detections.height_px,
+            )
+        if options.face is FaceChoice.ONLY and len(detections) > 1:
+            raise MultipleFaces(
+                f"{len(detections)} faces were detected where exactly one is expected.", face_count=len(detections)
+            )
+        embeddings = await self._embedder.embed(detections.crops)
+        faces = [
+            EmbeddedFace(detections.face(index), embedding, crop)
+            for index, (embedding, crop) in enumerate(zip(embeddings, detections.crops, strict=True))
+        ]
+        return Extraction(detections, faces)
