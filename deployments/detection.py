@@ -8,6 +8,7 @@ from deployments.batching import BatchConfig, Batcher
 from deployments.models.engine import DetectionEngine, DetectionRequest
 from deployments.models.loading import load_detector
 from deployments.models.packs import PackLocation, resolve
+from deployments.process import tune_process
 from serve_app.errors import ImageError
 from serve_app.faces import DetectionOptions, Detections
 from serve_app.images import ImageLimits
@@ -20,6 +21,7 @@ class Detection:
     def __init__(
         self, location: PackLocation, limits: ImageLimits, threshold: float | None, intra_op_threads: int
     ) -> None:
+        tune_process()
         pack = resolve(location)
         detector = load_detector(pack, location.device, intra_op_threads)
         engine = DetectionEngine(detector, limits, pack.spec.detector.threshold if threshold is None else threshold)

@@ -8,12 +8,14 @@ from deployments.batching import BatchConfig, Batcher
 from deployments.models.engine import EmbeddingEngine
 from deployments.models.loading import load_recognizer
 from deployments.models.packs import PackLocation, resolve
+from deployments.process import tune_process
 from serve_app.faces import Crops, FloatArray
 
 
 @serve.deployment
 class Embedding:
     def __init__(self, location: PackLocation, intra_op_threads: int) -> None:
+        tune_process()
         engine = EmbeddingEngine(load_recognizer(resolve(location), location.device, intra_op_threads))
         self._batcher: Batcher[Crops, FloatArray] = Batcher(engine.run, BatchConfig(), weight=len)
 

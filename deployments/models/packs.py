@@ -103,7 +103,7 @@ class Pack:
 
 
 def pack_names() -> list[str]:
-    return list(_pack_specs())
+    return list(pack_specs())
 
 
 def resolve(location: PackLocation) -> Pack:
@@ -111,7 +111,7 @@ def resolve(location: PackLocation) -> Pack:
 
     Raises ConfigurationError: unknown pack, a missing or altered file (which, where it was looked for, how to get it).
     """
-    spec = _pack_specs().get(location.name)
+    spec = pack_specs().get(location.name)
     if spec is None:
         folder = _find_folder(location)
         if folder is None:
@@ -153,7 +153,7 @@ def resolve(location: PackLocation) -> Pack:
     )
 
 
-def _pack_specs() -> dict[str, PackSpec]:
+def pack_specs() -> dict[str, PackSpec]:
     return _read_toml("models.toml", PackSpec)
 
 
@@ -227,7 +227,7 @@ def _download(location: PackLocation) -> Path | None:
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigurationError(
             f"The pack {location.name!r} is not in {_listed(_folder_candidates(location))}, and insightface could not "
-            f"download it ({type(error).__name__}). {_how_to_get(location, _pack_specs()[location.name])}"
+            f"download it ({type(error).__name__}). {_how_to_get(location, pack_specs()[location.name])}"
         ) from error
     return _find_folder(location)
 
@@ -298,7 +298,7 @@ def _describe_folder(folder: Path) -> PackSpec:
         )
         raise ConfigurationError(f"{folder} holds no {missing} in InsightFace's format (*.onnx).")
     sha256 = sha256_of(recognizer)
-    known = next((spec for spec in _pack_specs().values() if spec.recognizer.sha256 == sha256), None)
+    known = next((spec for spec in pack_specs().values() if spec.recognizer.sha256 == sha256), None)
     return PackSpec(
         title=f"InsightFace folder {folder.name}",
         licence=known.licence if known else "not stated in config/models.toml: ask the author of the files",

@@ -23,6 +23,8 @@ from serve_app.services.verification import Verification
 
 T = TypeVar("T")
 
+# Dependencies are coroutines: FastAPI would run plain functions on a thread, 0.2 ms for a look-up.
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -52,7 +54,7 @@ class ClientGone(Exception):
     """The client closed the connection; there is nobody to answer."""
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:
     found: Services = request.app.state.services
     return found
 
@@ -62,7 +64,7 @@ ServicesDep = Annotated[Services, Depends(services)]
 _bearer = HTTPBearer(auto_error=False, description="`Authorization: Bearer $API_KEY`")
 
 
-def require_key(
+async def require_key(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)], found: ServicesDep
 ) -> None:
     """Raises Unauthorized. Runs before the body is read."""

@@ -1,0 +1,169 @@
+"""The `kinlens` command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from dotenv import load_dotenv
+from pydantic import ValidationError
+from rich.console import Console
+
+from config.settings import Settings
+from serve_app.environment import RAY_ENVIRONMENT
+from serve_app.errors import ConfigurationError
+from serve_app.keys import ApiKey, load_or_create_api_key
+from serve_app.service import Address, Instance, check_port, default_config_path
+
+app = typer.Typer(help="Face matching, person search and a photo library on Ray Serve.", no_args_is_help=True)
+models_app = typer.Typer(help="Model packs.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+console = Console(highlight=False, soft_wrap=True)
+problems = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_READY_TIMEOUT_S = 60
+
+
+def main() -> None:
+    """Entry point: a configuration error is a message and exit code 2, never a traceback."""
+    try:
+        app()
+    except ConfigurationError as error:
+        problems.print(f"[bold red]error:[/] {error}", markup=True)
+        sys.exit(2)
+
+
+def _settings() -> Settings:
+    # Into the environment as well: Ray's workers inherit it, whatever their working directory.
+    load_dotenv(".env")
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [f"{str(entry['loc'][0]).upper()}: {entry['msg']}" for entry in error.errors(include_input=False)]
+        raise ConfigurationError("; ".join(lines)) from None
+
+
+@contextmanager
+def _step(title: str) -> Iterator[None]:
+    """Prints how long a step took."""
+    started = time.monotonic()
+    console.print(f"  {title} ...", end="\r" if console.is_terminal else "\n")
+    yield
+    console.print(f"  {title}: [bold]{time.monotonic() - started:.1f} s[/]")
+
+
+@app.command()
+def up(
+    config: Annotated[Path | None, typer.Option(help="Serve config; default: ./serve_config.yaml.")] = None,
+) -> None:
+    """Start everything on this machine and serve until Ctrl-C."""
+    begun = time.monotonic()
+    settings = _settings()
+    config_path = config or default_config_path()
+    address = Address(settings.host, settings.port)
+    check_port(address)
+    console.print(f"[bold]Kinlens {version('kinlens')}[/]")
+    key = load_or_create_api_key(settings)
+    with _step(f"model pack {settings.model_pack}: find, verify, prepare"):
+        licence = _prepare_models(settings)
+    stop = _stop_on_signals()
+    with Instance(config_path, address) as instance:
+        with _step("Ray: start"):
+            instance.start_ray()
+        with _step(f"deployments of {config_path.name}: start"):
+            instance.start_serve(lambda line: console.print(f"    {line}"))
+        with _step("first answer"):
+            _wait_for_answer(address)
+        _greet(address, key, licence, time.monotonic() - begun)
+        stop.wait()
+        console.print("stopping ...")
+
+
+@app.command()
+def env() -> None:
+    """Print what to set before `serve run serve_config.yaml` or `ray start`: eval "$(kinlens env)"."""
+    for name, value in RAY_ENVIRONMENT.items():
+        console.print(f"export {name}={value}")
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """The packs of config/models.toml, with their licences."""
+    from deployments.models.packs import pack_specs
+
+    for name, spec in pack_specs().items():
+        use = {True: "commercial use allowed", False: "non-commercial", None: "licence unknown"}[spec.commercial_use]
+        console.print(f"[bold]{name}[/]: {spec.title}; {spec.recognizer.dim}-D; {use}; {spec.licence}")
+
+
+@models_app.command("pull")
+def models_pull(name: Annotated[str, typer.Argument(help="A pack of `kinlens models list`.")]) -> None:
+    """Find, download where the network allows, verify and prepare a pack."""
+    settings = _settings().model_copy(update={"model_pack": name})
+    with _step(f"model pack {name}: find, verify, prepare"):
+        licence = _prepare_models(settings)
+    console.print(f"  licence: {licence}")
+
+
+def _prepare_models(settings: Settings) -> str:
+    """Resolves the pack before Ray starts, so that a missing file is the first thing said; returns its licence."""
+    from deployments.models.packs import PackLocation, resolve
+
+    location = PackLocation(
+        settings.model_pack, settings.model_root, settings.data_dir / "models", settings.model_download
+    )
+    return resolve(location).spec.licence
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _wait_for_answer(address: Address) -> None:
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"{address.url}/api/v1/health", timeout=5) as response:
+                if json.load(response)["status"] == "ok":
+                    return
+        except (urllib.error.URLError, OSError, ValueError) as error:
+            if time.monotonic() > deadline:
+                raise ConfigurationError(f"{address.url} does not answer: {error}") from error
+        time.sleep(0.1)
+
+
+def _greet(address: Address, key: ApiKey, licence: str, took_s: float) -> None:
+    shown = "$API_KEY"
+    console.print(f"[bold green]ready[/] after {took_s:.1f} s: {address.url}  (docs: {address.url}/docs)")
+    if key.path is not None:
+        shown = f"$(cat {key.path})"
+        console.print(f"  API key: {f'[bold]{key.value}[/] (shown once; kept in {key.path})' if key.created else key.path}")
+    console.print(f"  model licence: {licence}")
+    console.print("  try:")
+    console.print(f'    curl -H "Authorization: Bearer {shown}" -F file=@{_sample()} {address.url}/api/v1/face/verify-face')
+    console.print("Ctrl-C stops.")
+
+
+def _sample() -> str:
+    """A picture with faces that every installation has."""
+    found = find_spec("insightface")
+    if found is not None and found.submodule_search_locations:
+        path = Path(found.submodule_search_locations[0], "data", "images", "t1.jpg")
+        if path.is_file():
+            return str(path)
+    return "photo.jpg"
