@@ -54,12 +54,21 @@ def get_request(path: str) -> bytes:
 
 
 async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
-    """Sends one request, reads its whole answer, returns the status. The answer must carry a Content-Length."""
+    """Sends one request, reads its whole answer, returns the status."""
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
-    length = int(next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")).split(b":")[1])
-    await reader.readexactly(length)
+    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    if lengths:
+        await reader.readexactly(int(lengths[0].split(b":")[1]))
+    else:
+        await _read_chunks(reader)
     return int(head[9:12])
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> None:
+    while (size := int(await reader.readline(), 16)) > 0:
+        await reader.readexactly(size + 2)
+    await reader.readline()
 
 
 async def closed_loop(

@@ -245,7 +245,9 @@ def part_value(part: Part, files: frozenset[str], limits: FormLimits) -> FieldVa
                 field=part.name,
                 max_bytes=limits.max_file_bytes,
             )
-        return part.data
+        # Without a file name it may be either; base64 is ASCII, and no encoded picture is.
+        if part.is_file or not part.data.isascii():
+            return part.data
     return (part.data or b"").decode("utf-8", "replace")
 
 

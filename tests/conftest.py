@@ -1,0 +1,33 @@
+"""Order and shared fixtures. Fast tests first: what fails should fail early."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deployments.models.packs import Pack, PackLocation, resolve
+
+_ORDER = ("unit", "api", "serve", "accuracy")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.parent.name
+        return _ORDER.index(folder) if folder in _ORDER else len(_ORDER)
+
+    items.sort(key=rank)
+    for item in items:
+        if item.path.parent.name in ("serve", "accuracy"):
+            item.add_marker(getattr(pytest.mark, item.path.parent.name))
+
+
+@pytest.fixture(scope="session")
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def opencv_pack(model_cache: Path) -> Pack:
+    """The default pack, prepared from its wheel."""
+    return resolve(PackLocation("opencv", Path("/nonexistent"), model_cache))
