@@ -49,10 +49,10 @@ def sample_images(folder: Path | None, count: int = 8) -> list[bytes]:
         paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))[:count]
         if paths:
             return [path.read_bytes() for path in paths]
-    return [_package_image("Tom_Hanks_54745.png")]
+    return [package_image("Tom_Hanks_54745.png")]
 
 
-def _package_image(name: str) -> bytes:
+def package_image(name: str) -> bytes:
     found = find_spec("insightface")
     assert found is not None and found.submodule_search_locations
     return Path(found.submodule_search_locations[0], "data", "images", name).read_bytes()
@@ -175,7 +175,7 @@ async def measure(options: argparse.Namespace) -> dict[str, object]:
     settings = Settings()
     location = PackLocation(options.pack, settings.model_root, settings.data_dir / "models")
     cores = os.cpu_count() or 1
-    group = _package_image("t1.jpg")
+    group = package_image("t1.jpg")
     works = {
         "t1.jpg, largest face": ("/api/v1/face/extract-embedding", Work([group], all_faces=False)),
         "t1.jpg, all six faces": ("/api/v1/face/extract-embedding?face=all", Work([group], all_faces=True)),

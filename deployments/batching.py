@@ -28,13 +28,14 @@ ResultT = TypeVar("ResultT")
 class BatchConfig(BaseModel):
     """The `user_config` of a model deployment in serve_config.yaml; changes take effect without a restart.
 
-    `max_batch_size`: largest weight of one batch (pictures for Detection, faces for Embedding). `batch_wait_timeout_s`:
-    how long the oldest item may wait for company while the model is free. `threads`: batches run at once.
+    `max_batch_size`: largest weight of one batch (pictures for Detection, faces for Embedding); None follows the device.
+    `batch_wait_timeout_s`: how long the oldest item may wait for company while the model is free. `threads`: batches run
+    at once.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_batch_size: int = Field(1, ge=1, le=1024)
+    max_batch_size: int | None = Field(None, ge=1, le=1024)
     batch_wait_timeout_s: float = Field(0.0, ge=0, le=1)
     threads: int = Field(1, ge=1, le=64)
 
@@ -52,7 +53,7 @@ class Batcher(Generic[ItemT, ResultT]):
 
     `run` gets a list of items and returns one result an item, in order. It is called on a worker thread, on up to
     `threads` of them at once. An exception from a batch of several is not shared: each item is run again alone, and only
-    the one at fault fails. All methods belong to one event loop.
+    the one at fault fails. `default_batch_size`: where the configuration names none. All methods belong to one event loop.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class Batcher(Generic[ItemT, ResultT]):
         config: BatchConfig,
         *,
         weight: Callable[[ItemT], int] = lambda _: 1,
+        default_batch_size: int = 1,
     ) -> None:
         self._run = run
+        self._default_batch_size = default_batch_size
         self._weight = weight
         self._queue: deque[_Pending[ItemT, ResultT]] = deque()
         self._running = 0
@@ -79,8 +82,8 @@ class Batcher(Generic[ItemT, ResultT]):
         self._config = config
 
     @property
-    def config(self) -> BatchConfig:
-        return self._config
+    def max_batch_size(self) -> int:
+        return self._config.max_batch_size or self._default_batch_size
 
     async def submit(self, item: ItemT) -> ResultT:
         """The result of `item`. Cancelling the caller takes the item out of the queue if no batch has it yet."""
@@ -107,7 +110,7 @@ class Batcher(Generic[ItemT, ResultT]):
         while self._queue and self._running < self._config.threads:
             left_s = self._queue[0].arrived + self._config.batch_wait_timeout_s - time.monotonic()
             waiting = sum(pending.weight for pending in self._queue)
-            if left_s > 0 and waiting < self._config.max_batch_size:
+            if left_s > 0 and waiting < self.max_batch_size:
                 self._wake = asyncio.get_running_loop().call_later(left_s, self._dispatch)
                 return
             self._running += 1
@@ -120,7 +123,7 @@ class Batcher(Generic[ItemT, ResultT]):
         """The oldest items that fit together; an item heavier than the limit goes alone."""
         batch = [self._queue.popleft()]
         weight = batch[0].weight
-        while self._queue and weight + self._queue[0].weight <= self._config.max_batch_size:
+        while self._queue and weight + self._queue[0].weight <= self.max_batch_size:
             weight += self._queue[0].weight
             batch.append(self._queue.popleft())
         return batch

@@ -25,7 +25,9 @@ class Detection:
         pack = resolve(location)
         detector = load_detector(pack, location.device, intra_op_threads)
         engine = DetectionEngine(detector, limits, pack.spec.detector.threshold if threshold is None else threshold)
-        self._batcher: Batcher[DetectionRequest, Detections | ImageError] = Batcher(engine.run, BatchConfig())
+        self._batcher: Batcher[DetectionRequest, Detections | ImageError] = Batcher(
+            engine.run, BatchConfig(), default_batch_size=location.device.batch_size
+        )
 
     def reconfigure(self, user_config: dict[str, object]) -> None:
         self._batcher.configure(BatchConfig.model_validate(user_config))

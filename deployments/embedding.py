@@ -17,7 +17,9 @@ class Embedding:
     def __init__(self, location: PackLocation, intra_op_threads: int) -> None:
         tune_process()
         engine = EmbeddingEngine(load_recognizer(resolve(location), location.device, intra_op_threads))
-        self._batcher: Batcher[Crops, FloatArray] = Batcher(engine.run, BatchConfig(), weight=len)
+        self._batcher: Batcher[Crops, FloatArray] = Batcher(
+            engine.run, BatchConfig(), weight=len, default_batch_size=location.device.batch_size
+        )
 
     def reconfigure(self, user_config: dict[str, object]) -> None:
         self._batcher.configure(BatchConfig.model_validate(user_config))

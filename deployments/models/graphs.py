@@ -31,7 +31,8 @@ def load(path: Path) -> onnx.ModelProto:
 def serialize(model: onnx.ModelProto) -> bytes:
     """Checked and serialised; deterministic for one version of onnx."""
     onnx.checker.check_model(model)
-    return model.SerializeToString(deterministic=True)
+    serialized: bytes = model.SerializeToString(deterministic=True)
+    return serialized
 
 
 def fold(model: onnx.ModelProto) -> None:
@@ -68,16 +69,19 @@ def decompose_prelu(model: onnx.ModelProto) -> None:
         x, y = node.input[0], node.output[0]
         slopes = slope.astype(np.float32).reshape(-1, 1, 1, 1)
         constants[f"{y}_slope"], constants[f"{y}_rest"] = slopes, 1 - slopes
-        depthwise = {"group": len(slopes), "kernel_shape": [1, 1]}
         nodes += [
             helper.make_node("Relu", [x], [f"{y}_relu"]),
-            helper.make_node("Conv", [x, f"{y}_slope"], [f"{y}_linear"], **depthwise),
-            helper.make_node("Conv", [f"{y}_relu", f"{y}_rest"], [f"{y}_positive"], **depthwise),
+            _depthwise(x, f"{y}_slope", f"{y}_linear", len(slopes)),
+            _depthwise(f"{y}_relu", f"{y}_rest", f"{y}_positive", len(slopes)),
             helper.make_node("Add", [f"{y}_linear", f"{y}_positive"], [y]),
         ]
     del graph.node[:]
     graph.node.extend(nodes)
     _set_constants(graph, constants)
+
+
+def _depthwise(x: str, weights: str, y: str, channels: int) -> onnx.NodeProto:
+    return helper.make_node("Conv", [x, weights], [y], group=channels, kernel_shape=[1, 1])
 
 
 def _constants(graph: onnx.GraphProto) -> Constants:

@@ -67,6 +67,11 @@ class MeasuredPoint(_Entry):
     frr: float = Field(ge=0, le=1)
     accuracy: float | None = Field(None, ge=0, le=1)
 
+    def operating_point(self, embedding_model: str) -> OperatingPoint:
+        return OperatingPoint(
+            embedding_model, self.data_set, self.threshold, self.suggest_threshold, self.far, self.frr
+        )
+
 
 EntryT = TypeVar("EntryT", PackSpec, MeasuredPoint)
 Rewrite = Callable[[onnx.ModelProto], None]
@@ -133,14 +138,6 @@ def resolve(location: PackLocation) -> Pack:
     if rewrites:
         recognizer = _prepared(recognizer, recognizer_sha256, location.cache_dir, rewrites)
     measured = _measured_points().get(spec.recognizer.embedding_model)
-    point = measured and OperatingPoint(
-        spec.recognizer.embedding_model,
-        measured.data_set,
-        measured.threshold,
-        measured.suggest_threshold,
-        measured.far,
-        measured.frr,
-    )
     return Pack(
         location.name,
         spec,
@@ -148,7 +145,7 @@ def resolve(location: PackLocation) -> Pack:
         detector_sha256,
         recognizer,
         recognizer_sha256,
-        point,
+        measured.operating_point(spec.recognizer.embedding_model) if measured else None,
         measured.accuracy if measured else None,
     )
 

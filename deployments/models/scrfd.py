@@ -59,8 +59,7 @@ class Scrfd(LetterboxDetector):
         contract = self._contract
         if len(canvases) > 1 and not contract.batched:
             return [self.forward(canvases[i : i + 1], thresholds[i : i + 1])[0] for i in range(len(canvases))]
-        mean = (contract.mean,) * 3
-        blob = cv2.dnn.blobFromImages(list(canvases), 1.0 / contract.std, None, mean, swapRB=False)
+        blob = cv2.dnn.blobFromImages(list(canvases), 1.0 / contract.std, mean=(contract.mean,) * 3).astype(np.float32, copy=False)
         outputs = self._session.run(contract.output_names, {contract.input_name: blob})
         if not contract.batched:
             outputs = [output[None] for output in outputs]

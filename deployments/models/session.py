@@ -16,6 +16,11 @@ class Device(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
 
+    @property
+    def batch_size(self) -> int:
+        """Where larger batches stop paying: on a CPU with one thread a model at 1 (docs/performance.md)."""
+        return 1 if self is Device.CPU else 32
+
 
 _PROVIDERS = {Device.CPU: "CPUExecutionProvider", Device.CUDA: "CUDAExecutionProvider"}
 

@@ -1,0 +1,122 @@
+"""How often a pack errs at 1:1 verification, on pairs of photos."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from deployments.models.engine import DetectionEngine, DetectionRequest, EmbeddingEngine
+from deployments.models.loading import load_detector, load_recognizer
+from deployments.models.packs import Pack
+from deployments.models.session import Device
+from serve_app.errors import ConfigurationError, ImageError
+from serve_app.faces import DetectionOptions, FloatArray, OperatingPoint
+from serve_app.images import ImageLimits
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    a: Path
+    b: Path
+    same: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationReport:
+    """similarities: of the pairs with a face in both photos, in order; same: (N,) whether they show one person.
+
+    `unreadable`: photos without a usable face; pairs with one of them count as errors of nobody and are left out.
+    """
+
+    similarities: FloatArray
+    same: npt.NDArray[np.bool_]
+    photos: int
+    unreadable: int
+
+    def far(self, threshold: float) -> float:
+        """False accept rate: share of different-person pairs at or above `threshold`."""
+        return float((self.similarities[~self.same] >= threshold).mean())
+
+    def frr(self, threshold: float) -> float:
+        """False reject rate: share of same-person pairs below `threshold`."""
+        return float((self.similarities[self.same] < threshold).mean())
+
+    def accuracy(self, threshold: float) -> float:
+        return float(((self.similarities >= threshold) == self.same).mean())
+
+    def threshold_at_far(self, far: float) -> float:
+        """The lowest threshold whose false accept rate is at most `far`."""
+        impostors = np.sort(self.similarities[~self.same])[::-1]
+        allowed = int(far * len(impostors))
+        return float(np.nextafter(impostors[min(allowed, len(impostors) - 1)], np.float32(2)))
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """A CSV with the columns file_a, file_b and same (1 or 0); paths are relative to its folder or the one above.
+
+    Raises ConfigurationError when it is not one.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = [(row["file_a"], row["file_b"], row["same"] == "1") for row in csv.DictReader(stream)]
+    except (OSError, KeyError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not a CSV with the columns file_a, file_b and same.") from error
+    root = path.parent if rows and (path.parent / rows[0][0]).exists() else path.parent.parent
+    return [Pair(root / a, root / b, same) for a, b, same in rows]
+
+
+def verify_pairs(pack: Pack, pairs: Iterable[Pair], progress: Callable[[int, int], None]) -> VerificationReport:
+    """Embeds the largest face of each photo once and compares the pairs. `progress(done, total)` after each photo."""
+    listed = list(pairs)
+    photos = sorted({path for pair in listed for path in (pair.a, pair.b)})
+    engine = DetectionEngine(
+        load_detector(pack, Device.CPU, 2), ImageLimits(60 << 20, 178_000_000), pack.spec.detector.threshold
+    )
+    recognizer = EmbeddingEngine(load_recognizer(pack, Device.CPU, 2))
+    embeddings: dict[Path, FloatArray] = {}
+    for done, path in enumerate(photos, 1):
+        found = engine.run([DetectionRequest(path.read_bytes(), DetectionOptions(crops=1))])[0]
+        if not isinstance(found, ImageError) and len(found):
+            embeddings[path] = recognizer.run([found.crops])[0][0]
+        progress(done, len(photos))
+    usable = [pair for pair in listed if pair.a in embeddings and pair.b in embeddings]
+    return VerificationReport(
+        np.array([np.dot(embeddings[pair.a], embeddings[pair.b]) for pair in usable], dtype=np.float32),
+        np.array([pair.same for pair in usable], dtype=np.bool_),
+        len(photos),
+        len(photos) - len(embeddings),
+    )
+
+
+def cross_pairs(photos: Iterable[tuple[Path, str]]) -> list[Pair]:
+    """Every pair of photos with known identities: few of one person, many of two."""
+    known = sorted(photos)
+    return [
+        Pair(known[i][0], known[j][0], known[i][1] == known[j][1])
+        for i in range(len(known))
+        for j in range(i + 1, len(known))
+    ]
+
+
+def describe(report: VerificationReport, point: OperatingPoint | None) -> list[str]:
+    """Lines for a person."""
+    lines = [
+        f"{len(report.same)} pairs ({int(report.same.sum())} of one person) of {report.photos} photos, "
+        f"{report.unreadable} without a usable face"
+    ]
+    if point is not None:
+        for name, threshold in (("threshold", point.threshold), ("suggest_threshold", point.suggest_threshold)):
+            lines.append(
+                f"at {name} {threshold:.2f}: accuracy {report.accuracy(threshold):.4f}, "
+                f"FAR {report.far(threshold):.5f}, FRR {report.frr(threshold):.4f}"
+            )
+    for far in (1e-2, 1e-3, 1e-4):
+        if far * float((~report.same).sum()) >= 1:
+            threshold = report.threshold_at_far(far)
+            lines.append(f"at FAR {far:g}: threshold {threshold:.3f}, TAR {1 - report.frr(threshold):.4f}")
+    return lines
