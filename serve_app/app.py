@@ -77,7 +77,7 @@ def model_info(pack: Pack, settings: Settings, device: Device) -> ModelInfo:
             spec.detector.threshold if settings.face_det_thresh is None else settings.face_det_thresh
         ),
         point=_operating_point(pack, settings),
-        accuracy=pack.accuracy,
+        lfw_accuracy=pack.lfw_accuracy,
         available_packs=tuple(pack_names()),
     )
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from dotenv import load_dotenv
@@ -27,9 +27,14 @@ from serve_app.errors import ConfigurationError
 from serve_app.keys import ApiKey, load_or_create_api_key
 from serve_app.service import Address, Instance, check_port, default_config_path
 
+if TYPE_CHECKING:
+    from deployments.models.packs import PackLocation
+
 app = typer.Typer(help="Face matching, person search and a photo library on Ray Serve.", no_args_is_help=True)
+evaluate_app = typer.Typer(help="Measure what the loaded pack gets wrong, on photos of your own.", no_args_is_help=True)
 models_app = typer.Typer(help="Model packs.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+app.add_typer(evaluate_app, name="evaluate")
 console = Console(highlight=False, soft_wrap=True)
 problems = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -117,14 +122,37 @@ def models_pull(name: Annotated[str, typer.Argument(help="A pack of `kinlens mod
     console.print(f"  licence: {licence}")
 
 
-def _prepare_models(settings: Settings) -> str:
-    """Resolves the pack before Ray starts, so that a missing file is the first thing said; returns its licence."""
-    from deployments.models.packs import PackLocation, resolve
+@evaluate_app.command("verification")
+def evaluate_verification(
+    pairs: Annotated[Path, typer.Argument(help="CSV with the columns file_a, file_b and same (1 or 0).")],
+) -> None:
+    """False accept and reject rates of MODEL_PACK at its thresholds, on the pairs of a CSV."""
+    from rich.progress import Progress
 
-    location = PackLocation(
+    from deployments.models.evaluation import describe, read_pairs, verify_pairs
+    from deployments.models.packs import resolve
+
+    pack = resolve(_pack_location(_settings()))
+    with Progress(console=problems) as progress:
+        task = progress.add_task("embedding")
+        report = verify_pairs(pack, read_pairs(pairs), lambda done, total: progress.update(task, completed=done, total=total))
+    for line in describe(report, pack.point):
+        console.print(line)
+
+
+def _pack_location(settings: Settings) -> PackLocation:
+    from deployments.models.packs import PackLocation
+
+    return PackLocation(
         settings.model_pack, settings.model_root, settings.data_dir / "models", settings.model_download
     )
-    return resolve(location).spec.licence
+
+
+def _prepare_models(settings: Settings) -> str:
+    """Resolves the pack before Ray starts, so that a missing file is the first thing said; returns its licence."""
+    from deployments.models.packs import resolve
+
+    return resolve(_pack_location(settings)).spec.licence
 
 
 def _stop_on_signals() -> threading.Event:

@@ -61,15 +61,16 @@ class MeasuredPoint(_Entry):
     """One entry of config/operating_points.toml."""
 
     data_set: str
+    pairs: int = Field(gt=0)
     threshold: float = Field(ge=-1, le=1)
     suggest_threshold: float = Field(ge=-1, le=1)
     far: float = Field(ge=0, le=1)
     frr: float = Field(ge=0, le=1)
-    accuracy: float | None = Field(None, ge=0, le=1)
+    lfw_accuracy: float | None = Field(None, ge=0, le=1)
 
     def operating_point(self, embedding_model: str) -> OperatingPoint:
         return OperatingPoint(
-            embedding_model, self.data_set, self.threshold, self.suggest_threshold, self.far, self.frr
+            embedding_model, f"{self.data_set}: {self.pairs:,} pairs", self.threshold, self.suggest_threshold, self.far, self.frr
         )
 
 
@@ -104,7 +105,7 @@ class Pack:
     recognizer_path: Path
     recognizer_sha256: str
     point: OperatingPoint | None
-    accuracy: float | None
+    lfw_accuracy: float | None
 
 
 def pack_names() -> list[str]:
@@ -137,7 +138,7 @@ def resolve(location: PackLocation) -> Pack:
         rewrites.append(graphs.decompose_prelu)
     if rewrites:
         recognizer = _prepared(recognizer, recognizer_sha256, location.cache_dir, rewrites)
-    measured = _measured_points().get(spec.recognizer.embedding_model)
+    measured = measured_points().get(spec.recognizer.embedding_model)
     return Pack(
         location.name,
         spec,
@@ -146,7 +147,7 @@ def resolve(location: PackLocation) -> Pack:
         recognizer,
         recognizer_sha256,
         measured.operating_point(spec.recognizer.embedding_model) if measured else None,
-        measured.accuracy if measured else None,
+        measured.lfw_accuracy if measured else None,
     )
 
 
@@ -154,7 +155,7 @@ def pack_specs() -> dict[str, PackSpec]:
     return _read_toml("models.toml", PackSpec)
 
 
-def _measured_points() -> dict[str, MeasuredPoint]:
+def measured_points() -> dict[str, MeasuredPoint]:
     return _read_toml("operating_points.toml", MeasuredPoint)
 
 

@@ -21,7 +21,7 @@ async def models(services: ServicesDep) -> Response:
     accuracy = None
     if point is not None and point.far is not None:
         accuracy = ModelAccuracy(
-            data_set=point.data_set, verification_accuracy=info.accuracy, far=point.far, frr=point.frr
+            data_set=point.data_set, far=point.far, frr=point.frr, lfw_accuracy=info.lfw_accuracy
         )
     loaded = LoadedModel(
         pack=info.pack,

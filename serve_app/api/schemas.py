@@ -213,9 +213,9 @@ class ModelThresholds(Answer):
 
 class ModelAccuracy(Answer):
     data_set: str
-    verification_accuracy: float | None
-    far: float | None
-    frr: float | None
+    far: float | None = Field(description="False accept rate at thresholds.match.", examples=[0.0004])
+    frr: float | None = Field(description="False reject rate at thresholds.match.", examples=[0.0121])
+    lfw_accuracy: float | None = Field(description="10-fold verification accuracy on LFW.", examples=[0.986])
 
 
 class LoadedModel(Answer):

@@ -17,8 +17,8 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """`commercial_use` is None where the licence of the files is unknown. `accuracy`: of 1:1 verification on the point's
-    data set; None where nobody measured."""
+    """`commercial_use` is None where the licence of the files is unknown. `lfw_accuracy`: 10-fold, of the
+    whole pack; None where nobody measured."""
 
     pack: str
     title: str
@@ -31,5 +31,5 @@ class ModelInfo:
     recognizer: FileInfo
     detection_threshold: float
     point: OperatingPoint | None
-    accuracy: float | None
+    lfw_accuracy: float | None
     available_packs: tuple[str, ...]

@@ -93,7 +93,7 @@ async def test_options_reach_the_detector(world: World) -> None:
         ({"face": "smallest"}, "face"),
         ({"return_crops": "perhaps"}, "return_crops"),
         ({"max_face": "1"}, "max_face"),
-        ({"\udcff": "1"}, "udcff"),
+        ({"\udcff": "1"}, ""),
     ],
 )
 async def test_bad_options_are_named(world: World, fields: dict[str, str], named: str) -> None:

@@ -25,7 +25,7 @@ async def test_models_shows_licence_hashes_thresholds_and_accuracy(world: World)
     loaded = (await world.client.get("/api/v1/models")).json()["loaded"]
     assert loaded["licence"] == "MIT" and loaded["commercial_use"] is True
     assert loaded["thresholds"] == {"detection": 0.6, "match": 0.36, "suggest": 0.3}
-    assert loaded["accuracy"] == {"data_set": "made up", "verification_accuracy": 0.98, "far": 0.001, "frr": 0.02}
+    assert loaded["accuracy"] == {"data_set": "made up", "far": 0.001, "frr": 0.02, "lfw_accuracy": 0.98}
     assert len(loaded["detector"]["sha256"]) == 64
 
 

@@ -1,0 +1,74 @@
+# One image, one machine: the service with Ray, HAProxy and the default model pack. docs/operations.md shows how to run it.
+
+FROM python:3.11-slim-bookworm AS build
+
+ENV UV_PROJECT_ENVIRONMENT=/app/.venv \
+    UV_PYTHON=/usr/local/bin/python3.11 \
+    UV_PYTHON_DOWNLOADS=never \
+    UV_LINK_MODE=copy \
+    UV_COMPILE_BYTECODE=1
+
+RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore "uv>=0.13,<1"
+
+WORKDIR /src
+
+# Dependencies first: this layer is built again only when the lock file changes.
+COPY pyproject.toml uv.lock ./
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv sync --locked --no-dev --no-install-project
+
+COPY LICENSE README.md serve_config.yaml ./
+COPY config config
+COPY deployments deployments
+COPY serve_app serve_app
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv sync --locked --no-dev --no-editable
+
+# The same configuration, except that the container listens on all of its addresses.
+RUN sed '/^http_options:/,/^[^[:space:]]/ s/^\(  host:\).*/\1 0.0.0.0/' serve_config.yaml > /app/serve_config.yaml \
+    && grep -q '^  host: 0\.0\.0\.0$' /app/serve_config.yaml
+
+
+FROM python:3.11-slim-bookworm
+
+# OpenCV, ONNX Runtime, libheif and HAProxy bring what they need in their wheels: no system packages.
+RUN groupadd --gid 10001 kinlens \
+    && useradd --uid 10001 --gid 10001 --create-home --shell /usr/sbin/nologin kinlens \
+    && install --directory --owner=kinlens --group=kinlens --mode=0700 /data
+
+WORKDIR /app
+COPY --from=build /app /app
+
+# The RAY_ lines are serve_app/environment.py, which says what each is for. The object store is bounded because pictures
+# do not travel through it.
+ENV RAY_SERVE_ENABLE_HA_PROXY=1 \
+    RAY_SERVE_HAPROXY_NBTHREAD=1 \
+    RAY_SERVE_THROUGHPUT_OPTIMIZED=1 \
+    RAY_SERVE_USE_GRPC_BY_DEFAULT=1 \
+    RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP=0 \
+    RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH=67108864 \
+    RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S=2 \
+    RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S=2 \
+    RAY_SERVE_CONTROL_LOOP_INTERVAL_S=0.5 \
+    RAY_SERVE_METRICS_EXPORT_INTERVAL_MS=1000 \
+    RAY_SERVE_EVENT_LOOP_MONITORING_INTERVAL_S=60 \
+    RAY_AUTH_MODE=token \
+    RAY_USAGE_STATS_ENABLED=0 \
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 \
+    RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES=134217728 \
+    HOST=0.0.0.0 \
+    DATA_DIR=/data \
+    MODEL_ROOT=/data/insightface \
+    PATH=/app/.venv/bin:$PATH
+
+USER 10001:10001
+VOLUME /data
+EXPOSE 8000
+
+# `serve run` shuts down in order on an interrupt.
+STOPSIGNAL SIGINT
+
+HEALTHCHECK --interval=15s --timeout=5s --start-period=180s --retries=3 \
+    CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/api/v1/health', timeout=4)"]
+
+CMD ["serve", "run", "serve_config.yaml"]
