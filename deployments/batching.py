@@ -82,6 +82,10 @@ class Batcher(Generic[ItemT, ResultT]):
         self._config = config
 
     @property
+    def config(self) -> BatchConfig:
+        return self._config
+
+    @property
     def max_batch_size(self) -> int:
         return self._config.max_batch_size or self._default_batch_size
 

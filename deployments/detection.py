@@ -35,3 +35,7 @@ class Detection:
     async def detect(self, image: bytes, options: DetectionOptions) -> Detections | ImageError:
         """A picture that cannot be read is an answer, not a failure of the replica: it comes back as a value."""
         return await self._batcher.submit(DetectionRequest(image, options))
+
+    async def batching(self) -> BatchConfig:
+        """The batching in force on this replica."""
+        return self._batcher.config

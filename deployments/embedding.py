@@ -27,3 +27,7 @@ class Embedding:
     async def embed(self, crops: Crops) -> FloatArray:
         """(N, 112, 112, 3) uint8 RGB to (N, D) float32 of unit L2 norm."""
         return await self._batcher.submit(crops)
+
+    async def batching(self) -> BatchConfig:
+        """The batching in force on this replica."""
+        return self._batcher.config

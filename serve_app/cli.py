@@ -25,7 +25,7 @@ from config.settings import Settings
 from serve_app.environment import RAY_ENVIRONMENT
 from serve_app.errors import ConfigurationError
 from serve_app.keys import ApiKey, load_or_create_api_key
-from serve_app.service import Address, Instance, check_port, default_config_path
+from serve_app.service import Address, Instance, apply, check_port, default_config_path, load_config
 
 if TYPE_CHECKING:
     from deployments.models.packs import PackLocation
@@ -46,8 +46,11 @@ def main() -> None:
     try:
         app()
     except ConfigurationError as error:
-        problems.print(f"[bold red]error:[/] {error}", markup=True)
+        problems.print("[bold red]error:[/]", end=" ")
+        problems.print(str(error), markup=False)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def _settings() -> Settings:
@@ -80,20 +83,38 @@ def up(
     address = Address(settings.host, settings.port)
     check_port(address)
     console.print(f"[bold]Kinlens {version('kinlens')}[/]")
-    key = load_or_create_api_key(settings)
-    with _step(f"model pack {settings.model_pack}: find, verify, prepare"):
-        licence = _prepare_models(settings)
-    stop = _stop_on_signals()
-    with Instance(config_path, address) as instance:
+    with Instance(config_path, address, _state_path(settings)) as instance:
+        args = load_config(config_path, address).applications[0].args
+        pack = args.get("model_pack") or settings.model_pack
+        with _step(f"model pack {pack}: find, verify, prepare"):
+            licence = _prepare_models(settings, args)
+        key = load_or_create_api_key(settings)
         with _step("Ray: start"):
             instance.start_ray()
         with _step(f"deployments of {config_path.name}: start"):
             instance.start_serve(lambda line: console.print(f"    {line}"))
         with _step("first answer"):
             _wait_for_answer(address)
+        # After Ray, which sets signal handlers of its own; until here Ctrl-C interrupts the start.
+        stop = _stop_on_signals()
         _greet(address, key, licence, time.monotonic() - begun)
         stop.wait()
         console.print("stopping ...")
+
+
+@app.command("apply")
+def apply_config(
+    config: Annotated[Path | None, typer.Option(help="Serve config; default: ./serve_config.yaml.")] = None,
+) -> None:
+    """Deploy a changed Serve config on the instance that `kinlens up` runs: replicas, queues, batches."""
+    settings = _settings()
+    with _step("apply"):
+        apply(
+            config or default_config_path(),
+            Address(settings.host, settings.port),
+            _state_path(settings),
+            lambda line: console.print(f"    {line}"),
+        )
 
 
 @app.command()
@@ -116,9 +137,8 @@ def models_list() -> None:
 @models_app.command("pull")
 def models_pull(name: Annotated[str, typer.Argument(help="A pack of `kinlens models list`.")]) -> None:
     """Find, download where the network allows, verify and prepare a pack."""
-    settings = _settings().model_copy(update={"model_pack": name})
     with _step(f"model pack {name}: find, verify, prepare"):
-        licence = _prepare_models(settings)
+        licence = _prepare_models(_settings(), {"model_pack": name})
     console.print(f"  licence: {licence}")
 
 
@@ -132,7 +152,7 @@ def evaluate_verification(
     from deployments.models.evaluation import describe, read_pairs, verify_pairs
     from deployments.models.packs import resolve
 
-    pack = resolve(_pack_location(_settings()))
+    pack = resolve(_pack_location(_settings(), {}))
     with Progress(console=problems) as progress:
         task = progress.add_task("embedding")
         report = verify_pairs(pack, read_pairs(pairs), lambda done, total: progress.update(task, completed=done, total=total))
@@ -140,19 +160,22 @@ def evaluate_verification(
         console.print(line)
 
 
-def _pack_location(settings: Settings) -> PackLocation:
-    from deployments.models.packs import PackLocation
-
-    return PackLocation(
-        settings.model_pack, settings.model_root, settings.data_dir / "models", settings.model_download
-    )
+def _state_path(settings: Settings) -> Path:
+    return settings.data_dir / "instance.json"
 
 
-def _prepare_models(settings: Settings) -> str:
+def _pack_location(settings: Settings, args: dict[str, object]) -> PackLocation:
+    """As the application with these `args` will look for it."""
+    from serve_app.app import AppArgs, pack_location
+
+    return pack_location(settings, AppArgs.model_validate(args))
+
+
+def _prepare_models(settings: Settings, args: dict[str, object]) -> str:
     """Resolves the pack before Ray starts, so that a missing file is the first thing said; returns its licence."""
     from deployments.models.packs import resolve
 
-    return resolve(_pack_location(settings)).spec.licence
+    return resolve(_pack_location(settings, args)).spec.licence
 
 
 def _stop_on_signals() -> threading.Event:

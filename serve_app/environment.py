@@ -15,6 +15,8 @@ RAY_ENVIRONMENT: dict[str, str] = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     # The default of 4 MB turns a larger picture into a 500. Above MAX_IMAGE_BYTES' own limit of 60 MiB.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 << 20),
+    # Logs of ours are few, access logs are off: what little there is must not wait in a buffer for 1,000 lines.
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
     # Autoscaling looks every 2 s instead of 10: reaction in seconds.
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
@@ -31,9 +33,10 @@ RAY_ENVIRONMENT: dict[str, str] = {
 }
 
 
-def haproxy_environment(run_dir: Path, stats_port: int, metrics_port: int) -> dict[str, str]:
-    """HAProxy's files and side ports for one instance of Kinlens, so that several may share a machine."""
+def instance_environment(run_dir: Path, stats_port: int, metrics_port: int, fallback_port: int) -> dict[str, str]:
+    """HAProxy's files and the side ports of one instance of Kinlens, so that several may share a machine."""
     return {
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run_dir / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run_dir / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run_dir),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve._private.constants import RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD
+from ray.serve._private.direct_ingress_http_util import ASGIDIReceiveProxy
 from ray.serve.handle import DeploymentHandle
 
 from config.settings import Settings
@@ -21,6 +24,29 @@ from serve_app.services.pipeline import FacePipeline
 from serve_app.services.verification import Verification
 
 
+_BUFFERED_CHUNKS = 16
+"""Body chunks (64 kB or so each) that may wait between the socket and the endpoint."""
+
+
+def bound_request_bodies() -> None:
+    """Lets a client send only as fast as its body is read.
+
+    Serve moves every chunk it receives into an unbounded queue, beginning before the request has a place or a key has been
+    asked for: a few large uploads would fill the memory. A bounded queue pauses the socket instead. Only possible where
+    Serve's loop and ours are the same (RAY_SERVE_THROUGHPUT_OPTIMIZED), because only there does it wait for room.
+    """
+    if RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD:
+        return
+
+    def queue(self: ASGIDIReceiveProxy) -> asyncio.Queue[object]:
+        if self._queue is None:
+            self._queue = asyncio.Queue(_BUFFERED_CHUNKS)
+        found: asyncio.Queue[object] = self._queue
+        return found
+
+    ASGIDIReceiveProxy.queue = property(queue)
+
+
 @serve.deployment
 @serve.ingress()
 class Ingress:
@@ -32,6 +58,7 @@ class Ingress:
     def __init__(
         self, settings: Settings, model: ModelInfo, detection: DeploymentHandle, embedding: DeploymentHandle
     ) -> None:
+        bound_request_bodies()
         logging.getLogger("ray.serve").setLevel(logging.DEBUG if settings.debug else logging.INFO)
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
         pipeline = FacePipeline(RemoteDetector(detection), RemoteEmbedder(embedding), limits)
@@ -49,4 +76,5 @@ class Ingress:
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_api(self._services)
+        # Serve's own middleware echoes X-Request-ID.
+        return create_api(self._services, echo_request_id=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -10,17 +11,22 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from serve_app.environment import RAY_ENVIRONMENT, haproxy_environment
+from serve_app.environment import RAY_ENVIRONMENT, instance_environment
 from serve_app.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from ray.serve.schema import DeploymentSchema, ServeDeploySchema
+
+APPLICATION = "serve_app.app:build_app"
+DEPLOYMENTS = ("Ingress", "Detection", "Embedding")
 
 Report = Callable[[str], None]
 
@@ -36,8 +42,9 @@ class Address:
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://{host}:{self.port}"
+        if self.host in ("0.0.0.0", "::"):
+            return f"http://127.0.0.1:{self.port}"
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
 
 def default_config_path() -> Path:
@@ -57,7 +64,7 @@ def prepare_environment() -> Path:
     Call before anything imports Ray.
     """
     run_dir = Path(tempfile.mkdtemp(prefix="kinlens-"))
-    defaults = RAY_ENVIRONMENT | haproxy_environment(run_dir, free_port(), free_port())
+    defaults = RAY_ENVIRONMENT | instance_environment(run_dir, free_port(), free_port(), free_port())
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     return run_dir
@@ -84,15 +91,20 @@ def check_port(address: Address) -> None:
 
 
 class Instance:
-    """Starts on `start`, stops on leaving the `with` block."""
+    """A `with` block around Ray and Serve in this process: `check_config`, `start_ray`, `start_serve`; stops on leaving.
 
-    def __init__(self, config_path: Path, address: Address) -> None:
+    `state_path`: where the running instance leaves its Ray address, for `kinlens apply`.
+    """
+
+    def __init__(self, config_path: Path, address: Address, state_path: Path) -> None:
         self._config_path = config_path
         self._address = address
+        self._state_path = state_path
         self._run_dir: Path | None = None
         self._started = False
 
     def __enter__(self) -> Instance:
+        self._run_dir = prepare_environment()
         return self
 
     def __exit__(
@@ -102,7 +114,6 @@ class Instance:
 
     def start_ray(self) -> None:
         """A Ray of our own on this machine."""
-        self._run_dir = prepare_environment()
         import ray
 
         ray.init(
@@ -115,6 +126,8 @@ class Instance:
             namespace="serve",
         )
         self._started = True
+        self._state_path.parent.mkdir(parents=True, exist_ok=True)
+        self._state_path.write_text(json.dumps({"ray_address": ray.get_runtime_context().gcs_address}), encoding="utf-8")
 
     def start_serve(self, report: Report) -> None:
         """The application of the config file; returns when every deployment is healthy.
@@ -122,14 +135,8 @@ class Instance:
         Raises ConfigurationError with the deployment's own message when it cannot start.
         """
         from ray.serve._private.api import serve_start
-        from ray.serve.schema import ServeDeploySchema
 
-        raw = read_config(self._config_path)
-        raw["http_options"] = {**raw.get("http_options", {}), "host": self._address.host, "port": self._address.port}
-        with warnings.catch_warnings():
-            # Serve's model compares look_back_period_s with a default that the environment above overrides.
-            warnings.simplefilter("ignore", FutureWarning)
-            schema = ServeDeploySchema.model_validate(raw)
+        schema = load_config(self._config_path, self._address)
         client = serve_start(
             http_options=schema.http_options.model_dump(),
             proxy_location=schema.proxy_location,
@@ -143,6 +150,7 @@ class Instance:
             import ray
             from ray import serve
 
+            self._state_path.unlink(missing_ok=True)
             serve.shutdown()
             ray.shutdown()
             self._started = False
@@ -151,22 +159,91 @@ class Instance:
             self._run_dir = None
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The YAML of a Serve config. Raises ConfigurationError for what is not one, naming unknown keys.
+def apply(config_path: Path, address: Address, state_path: Path, report: Report) -> None:
+    """Deploys a changed config on the running instance: what `serve deploy` does, without a dashboard.
 
-    Serve itself ignores keys it does not know: a misspelt `max_ongoing_requests` would silently be its default.
+    Raises ConfigurationError when the config is not valid, nothing runs, or the new application cannot start.
+    """
+    run_dir = prepare_environment()
+    try:
+        _apply(load_config(config_path, address), state_path, report)
+    finally:
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def _apply(schema: ServeDeploySchema, state_path: Path, report: Report) -> None:
+    import ray
+    from ray.serve.context import _get_global_client
+
+    try:
+        ray_address = json.loads(state_path.read_text(encoding="utf-8"))["ray_address"]
+        ray.init(
+            address=ray_address, namespace="serve", log_to_driver=False, logging_level=logging.WARNING, configure_logging=False
+        )
+    except (OSError, ValueError, KeyError, ConnectionError) as error:
+        raise ConfigurationError(f"No running instance was found through {state_path}: {error}") from error
+    try:
+        _get_global_client().deploy_apps(schema)
+        _wait_until_running(report)
+    finally:
+        ray.shutdown()
+
+
+def load_config(path: Path, address: Address) -> ServeDeploySchema:
+    """The config with `address` to listen on, checked down to the application's `args`.
+
+    Raises ConfigurationError for what is not valid, naming unknown keys. Serve itself ignores keys it does not know: a
+    misspelt `max_ongoing_requests` would silently be its default.
     """
     from ray.serve.schema import ServeDeploySchema
 
+    from serve_app.app import AppArgs
+
+    raw = _read_yaml(path)
+    unknown = list(_unknown_keys(raw, ServeDeploySchema, ""))
+    if unknown:
+        raise ConfigurationError(f"{path} has keys that Serve does not know: {', '.join(unknown)}.")
+    raw["http_options"] = {**raw.get("http_options", {}), "host": address.host, "port": address.port}
+    try:
+        with warnings.catch_warnings():
+            # Serve compares look_back_period_s with a default that the environment overrides.
+            warnings.simplefilter("ignore", FutureWarning)
+            schema = ServeDeploySchema.model_validate(raw)
+        for application in schema.applications:
+            if application.import_path == APPLICATION:
+                AppArgs.model_validate(application.args)
+                for deployment in application.deployments:
+                    _check_deployment(deployment)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors(include_input=False)]
+        raise ConfigurationError(f"{path} is not valid: {'; '.join(lines)}.") from None
+    return schema
+
+
+def _check_deployment(deployment: DeploymentSchema) -> None:
+    """Serve would find out about these on a replica, half a minute later."""
+    from ray.serve.config import AutoscalingConfig
+
+    from deployments.batching import BatchConfig
+
+    if deployment.name not in DEPLOYMENTS:
+        raise ConfigurationError(f"There is no deployment {deployment.name!r}; there are {', '.join(DEPLOYMENTS)}.")
+    if isinstance(deployment.user_config, dict):
+        BatchConfig.model_validate(deployment.user_config)
+    if isinstance(deployment.autoscaling_config, dict):
+        unknown = deployment.autoscaling_config.keys() - AutoscalingConfig.model_fields.keys()
+        if unknown:
+            raise ConfigurationError(f"{deployment.name}.autoscaling_config has unknown keys: {', '.join(sorted(unknown))}.")
+        AutoscalingConfig.model_validate(deployment.autoscaling_config)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigurationError(f"{path} is not a Serve config: its top level must be a mapping.")
-    unknown = list(_unknown_keys(raw, ServeDeploySchema, ""))
-    if unknown:
-        raise ConfigurationError(f"{path} has keys that Serve does not know: {', '.join(unknown)}.")
     return raw
 
 
@@ -227,13 +304,3 @@ def _wait_until_running(report: Report) -> None:
 def _failure(application: Any) -> str:
     messages = [application.message, *(deployment.message for deployment in application.deployments.values())]
     return "\n".join(dict.fromkeys(message for message in messages if message)) or "The application failed to start."
-
-
-@contextmanager
-def running(config_path: Path, address: Address, report: Report) -> Iterator[Instance]:
-    """A started instance, for tests and benchmarks."""
-    check_port(address)
-    with Instance(config_path, address) as instance:
-        instance.start_ray()
-        instance.start_serve(report)
-        yield instance

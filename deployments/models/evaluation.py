@@ -80,7 +80,7 @@ def verify_pairs(pack: Pack, pairs: Iterable[Pair], progress: Callable[[int, int
     recognizer = EmbeddingEngine(load_recognizer(pack, Device.CPU, 2))
     embeddings: dict[Path, FloatArray] = {}
     for done, path in enumerate(photos, 1):
-        found = engine.run([DetectionRequest(path.read_bytes(), DetectionOptions(crops=1))])[0]
+        found = engine.run([DetectionRequest(_read(path), DetectionOptions(crops=1))])[0]
         if not isinstance(found, ImageError) and len(found):
             embeddings[path] = recognizer.run([found.crops])[0][0]
         progress(done, len(photos))
@@ -91,6 +91,13 @@ def verify_pairs(pack: Pack, pairs: Iterable[Pair], progress: Callable[[int, int
         len(photos),
         len(photos) - len(embeddings),
     )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def cross_pairs(photos: Iterable[tuple[Path, str]]) -> list[Pair]:

@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api import compare, face, health, models
+from serve_app.api.docs import add_docs
 from serve_app.api.deps import ClientGone, Services, require_key
 from serve_app.api.problems import problem_response
 from serve_app.errors import (
@@ -35,14 +36,17 @@ _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; seen in logs and metrics only."""
 
 
-def create_api(services: Services) -> FastAPI:
-    """The API around `services`; nothing is global, so several may live in one process."""
+def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
+    """The API around `services`; nothing is global, so several may live in one process.
+
+    `echo_request_id`: answer with X-Request-ID; off where the server around the application already does.
+    """
     api = FastAPI(
         title="Kinlens",
         version=version("kinlens"),
         summary="Face matching, person search and a photo library on Ray Serve",
         description="Send the API key as `Authorization: Bearer KEY`. Errors are RFC 9457 problem details with a stable `code`.",
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
     )
@@ -52,6 +56,7 @@ def create_api(services: Services) -> FastAPI:
     api.include_router(models.router, prefix=PREFIX, dependencies=keyed)
     api.include_router(face.router, prefix=PREFIX, dependencies=keyed)
     api.include_router(compare.router, prefix=PREFIX, dependencies=keyed)
+    add_docs(api)
     api.add_exception_handler(KinlensError, _on_kinlens_error)
     api.add_exception_handler(HTTPException, _on_http_exception)
     api.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -64,15 +69,16 @@ def create_api(services: Services) -> FastAPI:
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     # Outermost: everything below it, CORS answers included, carries the request id.
-    api.add_middleware(RequestEdge)
+    api.add_middleware(RequestEdge, echo_request_id=echo_request_id)
     return api
 
 
 class RequestEdge:
     """Gives each request an id and turns what nobody caught into a 500 without a traceback."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, echo_request_id: bool) -> None:
         self._app = app
+        self._echo = echo_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,7 +92,8 @@ class RequestEdge:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode("ascii"))]
+                if self._echo:
+                    message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode("ascii"))]
             await send(message)
 
         try:

@@ -27,7 +27,7 @@ from serve_app.api.schemas import (
     BatchItem,
     BatchJsonFields,
     Problem,
-    embedded_face_of,
+    embedded_faces,
     image_of,
     numbers,
     points,
@@ -117,6 +117,7 @@ class _Batch:
                 # One call for many pictures would otherwise fail for being one call; the time limit ends this.
                 await asyncio.sleep(_seconds(error))
         first = extraction.faces[0]
+        faces = await embedded_faces(extraction.faces, self._fields.return_crops)
         return BatchItem(
             index=index,
             filename=source.filename,
@@ -126,7 +127,7 @@ class _Batch:
             bbox=numbers(first.face.bbox),
             landmarks=points(first.face.landmarks),
             face_count=len(extraction.detections),
-            faces=[embedded_face_of(face, self._fields.return_crops) for face in extraction.faces],
+            faces=faces,
             image=image_of(extraction.detections),
             problem=None,
         )

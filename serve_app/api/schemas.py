@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from typing import Annotated, Literal
@@ -274,6 +275,13 @@ def face_of(face: DetectedFace, crop: RGBImage | None) -> Face:
         detection_score=face.detection_score,
         crop=crop_text(crop),
     )
+
+
+async def embedded_faces(faces: list[EmbeddedFace], with_crops: bool) -> list[FaceWithEmbedding]:
+    """Crops are encoded on a thread: a millisecond of PNG a face would hold up everybody else's requests."""
+    if with_crops:
+        return await asyncio.to_thread(lambda: [embedded_face_of(face, with_crop=True) for face in faces])
+    return [embedded_face_of(face, with_crop=False) for face in faces]
 
 
 def embedded_face_of(embedded: EmbeddedFace, with_crop: bool) -> FaceWithEmbedding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -119,3 +120,12 @@ def test_group_classes_are_never_raised_themselves() -> None:
         if cls.code in GROUPS:
             assert cls.__subclasses__(), cls
     assert KinlensError.code not in {cls.code for cls in error_classes()}
+
+
+async def test_the_docs_page_needs_nothing_from_elsewhere(world: World) -> None:
+    page = (await world.client.get("/docs")).text
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page) + re.findall(r"url: '([^']+)'", page)
+    assert len(addresses) >= 3
+    for address in addresses:
+        assert address.startswith("/"), address
+        assert (await world.client.get(address)).status_code == 200, address

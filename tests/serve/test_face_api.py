@@ -158,3 +158,35 @@ def test_a_trivial_answer_while_busy(served: Served) -> None:
     stop.set()
     for thread in threads:
         thread.join()
+
+
+def test_a_large_batch_does_not_fill_the_memory_of_the_ingress(served: Served) -> None:
+    """240 MB that arrive faster than the models work: the sender waits, the ingress does not buffer."""
+    import threading
+
+    import cv2
+
+    noise = np.random.default_rng(0).integers(0, 255, (1250, 1600, 3), dtype=np.uint8)
+    ok, encoded = cv2.imencode(".png", noise, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    picture = encoded.tobytes()
+    assert ok and len(picture) > 5_500_000
+    (ingress,) = served.replicas("Ingress")
+    before, peak, done = ingress.memory_info().rss, 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.05):
+            peak = max(peak, ingress.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with served.client(timeout=240) as client:
+            body = client.post(f"{COMPARE}/batch-extract", files=[("files", (f"{n}.png", picture)) for n in range(40)]).json()
+    finally:
+        done.set()
+        watcher.join()
+    assert [item["problem"]["code"] for item in body["results"]] == ["no_face_detected"] * 40
+    growth = peak - before
+    print(f"ingress grew by {growth / 1e6:.0f} MB for a batch of {40 * len(picture) / 1e6:.0f} MB")
+    assert growth < 150e6

@@ -1,0 +1,82 @@
+"""The import rule of docs/architecture.md, and documents that must agree with the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from config.settings import Settings
+from serve_app.environment import RAY_ENVIRONMENT
+from serve_app.errors import error_classes
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted(path for folder in ("serve_app", "deployments", "config") for path in (ROOT / folder).rglob("*.py"))
+
+RAY = {"serve_app/app.py", "serve_app/ingress.py", "serve_app/remote.py", "serve_app/cli.py", "serve_app/service.py",
+       "deployments/detection.py", "deployments/embedding.py"}  # fmt: skip
+FASTAPI = {"serve_app/ingress.py"}
+ARRAYS = {"serve_app/faces.py", "serve_app/images.py", "deployments/process.py"}
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def importers(*packages: str) -> set[str]:
+    return {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if any(name == package or name.startswith(f"{package}.") for name in imports(path) for package in packages)
+    }
+
+
+def test_ray_is_imported_only_where_it_belongs() -> None:
+    assert importers("ray") <= RAY
+
+
+def test_fastapi_is_imported_only_in_the_api_and_the_ingress() -> None:
+    assert {path for path in importers("fastapi", "starlette") if not path.startswith("serve_app/api/")} <= FASTAPI
+
+
+def test_arrays_are_worked_on_only_in_the_domain_and_the_models() -> None:
+    assert {path for path in importers("numpy", "cv2", "PIL") if not path.startswith("deployments/models/")} <= ARRAYS
+
+
+def test_services_know_neither_the_api_nor_the_deployments() -> None:
+    for path in (ROOT / "serve_app" / "services").glob("*.py"):
+        assert not [name for name in imports(path) if name.startswith(("serve_app.api", "deployments", "serve_app.remote"))], path
+    for path in (ROOT / "serve_app" / "api").glob("*.py"):
+        assert not [name for name in imports(path) if name.startswith(("deployments", "serve_app.remote", "serve_app.ingress"))], path
+
+
+@pytest.mark.parametrize("document", [".env.example", "docs/configuration.md"])
+def test_every_setting_is_documented(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    missing = [name.upper() for name in Settings.model_fields if not re.search(rf"\b{name.upper()}\b", text)]
+    assert missing == []
+
+
+def test_every_error_code_is_documented() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    leaves = [cls.code for cls in error_classes() if not cls.__subclasses__()]
+    assert [code for code in leaves if code not in text] == []
+
+
+def test_the_image_sets_what_kinlens_up_sets() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert [name for name, value in RAY_ENVIRONMENT.items() if f"{name}={value}" not in text] == []
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name} -> {target}"
