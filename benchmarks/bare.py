@@ -1,10 +1,11 @@
-"""The limit: the same pipeline in bare processes, without HTTP, Ray or queues; and its peer, InsightFace's FaceAnalysis."""
+"""The limit: the same pipeline in bare processes, without HTTP, Ray or queues; and what the libraries do out of the box."""
 
 from __future__ import annotations
 
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -79,7 +80,7 @@ class BarePool:
 
 
 def _serve(connection: Connection, location: PackLocation, reference: bool) -> None:
-    one = _face_analysis(location) if reference else _pipeline(location)
+    one = _reference(location) if reference else _Pipeline(location)
     connection.send("ready")
     while (order := connection.recv()) is not None:
         work, duration_s = order
@@ -91,9 +92,7 @@ def _serve(connection: Connection, location: PackLocation, reference: bool) -> N
             begun = time.perf_counter()
             one(work.images[len(latencies) % len(work.images)], work.all_faces)
             latencies.append(time.perf_counter() - begun)
-        connection.send(
-            BareResult(len(latencies), time.perf_counter() - started, time.process_time() - cpu, latencies)
-        )
+        connection.send(BareResult(len(latencies), time.perf_counter() - started, time.process_time() - cpu, latencies))
 
 
 class _Pipeline:
@@ -125,10 +124,6 @@ class _Pipeline:
         self._embedding.run([found.crops])
 
 
-def _pipeline(location: PackLocation) -> _Pipeline:
-    return _Pipeline(location)
-
-
 class _FaceAnalysis:
     """insightface as its README shows it, one thread a session; it embeds every face, whatever is asked for."""
 
@@ -152,7 +147,39 @@ class _FaceAnalysis:
         self._app.get(cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR))
 
 
-def _face_analysis(location: PackLocation) -> _FaceAnalysis:
+class _PlainOpenCV:
+    """The default pack without what Kinlens does to it: SFace's graph as distributed (only dequantised, so that it runs),
+    the process as it starts; every face is embedded one by one."""
+
+    def __init__(self, location: PackLocation) -> None:
+        from deployments.models import graphs
+        from deployments.models.loading import load_detector
+        from deployments.models.packs import resolve, source_folder
+        from deployments.models.recognizer import SFACE, Recognizer
+        from deployments.models.session import create_session
+
+        pack = resolve(location)
+        model = graphs.load(source_folder(pack.spec) / pack.spec.recognizer.file)
+        graphs.fold(model)
+        self._detector = load_detector(pack, location.device, 1)
+        self._recognizer = Recognizer(create_session(graphs.serialize(model), location.device, 1), SFACE, 128)
+
+    def __call__(self, image: bytes, all_faces: bool) -> None:
+        import cv2
+        import numpy as np
+
+        from serve_app.images import align
+
+        pixels = np.asarray(cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB), dtype=np.uint8)
+        (faces,) = self._detector.detect([pixels], [0.6])
+        for crop in align(pixels, faces.landmarks[: None if all_faces else 1]):
+            self._recognizer.embed(crop[None])
+
+
+def _reference(location: PackLocation) -> Callable[[bytes, bool], None]:
     from deployments.models.packs import resolve
 
-    return _FaceAnalysis(resolve(location).detector_path.parent)
+    pack = resolve(location)
+    if pack.spec.detector.family == "yunet":
+        return _PlainOpenCV(location)
+    return _FaceAnalysis(pack.detector_path.parent)

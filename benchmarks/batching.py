@@ -6,6 +6,7 @@ Bare models on real crops; the batch sizes take turns within a round, so that no
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -16,10 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from config.settings import Settings
+from deployments.models.detector import FaceDetector
 from deployments.models.loading import load_detector, load_recognizer
 from deployments.models.packs import PackLocation, resolve
+from deployments.models.recognizer import Recognizer
 from deployments.models.session import Device
 from deployments.process import tune_process
+from serve_app.faces import Crops, RGBImage
 from serve_app.images import ImageLimits, align, decode
 
 SIZES = (1, 2, 4, 8, 16)
@@ -38,6 +42,14 @@ def measure(call: Callable[[int], object], rounds: int) -> dict[int, list[float]
     return times
 
 
+def _detect(detector: FaceDetector, image: RGBImage, threshold: float, size: int) -> object:
+    return detector.detect([image] * size, [threshold] * size)
+
+
+def _embed(recognizer: Recognizer, crops: Crops, size: int) -> object:
+    return recognizer.embed(crops[:size])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pack", default="opencv")
@@ -51,6 +63,7 @@ def main() -> None:
     pack = resolve(PackLocation(options.pack, settings.model_root, settings.data_dir / "models", device=options.device))
     from benchmarks.faces import package_image
 
+    threshold = pack.spec.detector.threshold
     image = decode(package_image("t1.jpg"), ImageLimits(1 << 24, 1 << 24)).pixels
     results: dict[str, dict[int, list[float]]] = {}
     print(f"## {options.pack} on {options.device.value}: ms an item, median (range)\n")
@@ -59,11 +72,10 @@ def main() -> None:
     for threads in options.threads:
         detector = load_detector(pack, options.device, threads)
         recognizer = load_recognizer(pack, options.device, threads)
-        threshold = pack.spec.detector.threshold
         crops = np.repeat(align(image, detector.detect([image], [threshold])[0].landmarks)[:1], max(SIZES), axis=0)
-        calls: dict[str, Callable[[int], object]] = {
-            "detect": lambda size, found=detector: found.detect([image] * size, [threshold] * size),  # type: ignore[misc]
-            "embed": lambda size, found=recognizer, all_crops=crops: found.embed(all_crops[:size]),  # type: ignore[misc]
+        calls = {
+            "detect": functools.partial(_detect, detector, image, threshold),
+            "embed": functools.partial(_embed, recognizer, crops),
         }
         for name, call in calls.items():
             label = f"{name}, {threads} thread{'s' * (threads > 1)}"

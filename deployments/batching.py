@@ -91,9 +91,7 @@ class Batcher(Generic[ItemT, ResultT]):
 
     async def submit(self, item: ItemT) -> ResultT:
         """The result of `item`. Cancelling the caller takes the item out of the queue if no batch has it yet."""
-        pending: _Pending[ItemT, ResultT] = _Pending(
-            item, self._weight(item), asyncio.get_running_loop().create_future()
-        )
+        pending: _Pending[ItemT, ResultT] = _Pending(item, self._weight(item), asyncio.get_running_loop().create_future())
         self._queue.append(pending)
         self._dispatch()
         try:

@@ -18,9 +18,7 @@ from serve_app.images import ImageLimits
 class Detection:
     """Decoding happens here and nowhere else: a picture that kills a decoder kills one of these replicas."""
 
-    def __init__(
-        self, location: PackLocation, limits: ImageLimits, threshold: float | None, intra_op_threads: int
-    ) -> None:
+    def __init__(self, location: PackLocation, limits: ImageLimits, threshold: float | None, intra_op_threads: int) -> None:
         tune_process()
         pack = resolve(location)
         detector = load_detector(pack, location.device, intra_op_threads)

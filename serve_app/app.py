@@ -3,7 +3,7 @@
 # Annotations are evaluated here: Serve reads the builder's to validate `args` of serve_config.yaml.
 
 from pydantic import BaseModel, ConfigDict, Field
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from config.settings import Settings
 from deployments.detection import Detection
@@ -32,12 +32,15 @@ def build_app(args: AppArgs) -> Application:
     location = pack_location(settings, args)
     model = model_info(resolve(location), settings, args.device)
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-    return Ingress.bind(
-        settings.model_copy(update={"api_key": None}),
-        model,
-        Detection.bind(location, limits, settings.face_det_thresh, args.intra_op_threads),
-        Embedding.bind(location, args.intra_op_threads),
-    )
+    detection = _bind(Detection, location, limits, settings.face_det_thresh, args.intra_op_threads)
+    embedding = _bind(Embedding, location, args.intra_op_threads)
+    return _bind(Ingress, settings.model_copy(update={"api_key": None}), model, detection, embedding)
+
+
+def _bind(deployment: object, *args: object) -> Application:
+    """`deployment.bind`: Serve's decorator makes classes into Deployments behind the type checker's back."""
+    assert isinstance(deployment, Deployment)
+    return deployment.bind(*args)
 
 
 def __getattr__(name: str) -> Application:
@@ -67,15 +70,11 @@ def model_info(pack: Pack, settings: Settings, device: Device) -> ModelInfo:
         embedding_model=spec.recognizer.embedding_model,
         dim=spec.recognizer.dim,
         device=device.value,
-        detector=FileInfo(
-            spec.detector.family, spec.detector.file, pack.detector_sha256, spec.detector.preprocessing
-        ),
+        detector=FileInfo(spec.detector.family, spec.detector.file, pack.detector_sha256, spec.detector.preprocessing),
         recognizer=FileInfo(
             spec.recognizer.family, spec.recognizer.file, pack.recognizer_sha256, spec.recognizer.preprocessing
         ),
-        detection_threshold=(
-            spec.detector.threshold if settings.face_det_thresh is None else settings.face_det_thresh
-        ),
+        detection_threshold=(spec.detector.threshold if settings.face_det_thresh is None else settings.face_det_thresh),
         point=_operating_point(pack, settings),
         lfw_accuracy=pack.lfw_accuracy,
         available_packs=tuple(pack_names()),

@@ -84,9 +84,7 @@ def sniff(data: bytes) -> ImageFormat:
             return ImageFormat.AVIF
         if brands & _HEIF_BRANDS:
             return ImageFormat.HEIF
-    raise UnsupportedImage(
-        "The bytes are not a picture in a supported format (JPEG, PNG, WebP, AVIF, HEIC, TIFF, BMP, GIF)."
-    )
+    raise UnsupportedImage("The bytes are not a picture in a supported format (JPEG, PNG, WebP, AVIF, HEIC, TIFF, BMP, GIF).")
 
 
 def check_size(data: bytes, limits: ImageLimits) -> None:

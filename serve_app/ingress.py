@@ -23,7 +23,6 @@ from serve_app.services.models import ModelInfo
 from serve_app.services.pipeline import FacePipeline
 from serve_app.services.verification import Verification
 
-
 _BUFFERED_CHUNKS = 16
 """Body chunks (64 kB or so each) that may wait between the socket and the endpoint."""
 
@@ -55,9 +54,7 @@ class Ingress:
     `settings` come without secrets, which must not pass through Serve's configuration; the key is read here.
     """
 
-    def __init__(
-        self, settings: Settings, model: ModelInfo, detection: DeploymentHandle, embedding: DeploymentHandle
-    ) -> None:
+    def __init__(self, settings: Settings, model: ModelInfo, detection: DeploymentHandle, embedding: DeploymentHandle) -> None:
         bound_request_bodies()
         logging.getLogger("ray.serve").setLevel(logging.DEBUG if settings.debug else logging.INFO)
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
@@ -68,9 +65,7 @@ class Ingress:
             api_key=load_or_create_api_key(own).value,
             pipeline=pipeline,
             verification=Verification(pipeline, model.embedding_model, model.dim, model.point),
-            fetcher=ImageFetcher(
-                allowed=settings.allow_image_urls, limits=limits, timeout_s=settings.image_url_timeout
-            ),
+            fetcher=ImageFetcher(allowed=settings.allow_image_urls, limits=limits, timeout_s=settings.image_url_timeout),
             model=model,
             started_at=time.monotonic(),
         )

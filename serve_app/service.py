@@ -42,7 +42,7 @@ class Address:
 
     @property
     def url(self) -> str:
-        if self.host in ("0.0.0.0", "::"):
+        if self.host in ("0.0.0.0", "::"):  # noqa: S104  recognised, not bound
             return f"http://127.0.0.1:{self.port}"
         return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
@@ -107,9 +107,7 @@ class Instance:
         self._run_dir = prepare_environment()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.stop()
 
     def start_ray(self) -> None:

@@ -104,9 +104,7 @@ def cross_pairs(photos: Iterable[tuple[Path, str]]) -> list[Pair]:
     """Every pair of photos with known identities: few of one person, many of two."""
     known = sorted(photos)
     return [
-        Pair(known[i][0], known[j][0], known[i][1] == known[j][1])
-        for i in range(len(known))
-        for j in range(i + 1, len(known))
+        Pair(known[i][0], known[j][0], known[i][1] == known[j][1]) for i in range(len(known)) for j in range(i + 1, len(known))
     ]
 
 

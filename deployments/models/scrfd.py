@@ -59,7 +59,9 @@ class Scrfd(LetterboxDetector):
         contract = self._contract
         if len(canvases) > 1 and not contract.batched:
             return [self.forward(canvases[i : i + 1], thresholds[i : i + 1])[0] for i in range(len(canvases))]
-        blob = cv2.dnn.blobFromImages(list(canvases), 1.0 / contract.std, mean=(contract.mean,) * 3).astype(np.float32, copy=False)
+        blob = cv2.dnn.blobFromImages(list(canvases), 1.0 / contract.std, mean=(contract.mean,) * 3).astype(
+            np.float32, copy=False
+        )
         outputs = self._session.run(contract.output_names, {contract.input_name: blob})
         if not contract.batched:
             outputs = [output[None] for output in outputs]
@@ -71,9 +73,7 @@ class Scrfd(LetterboxDetector):
     def suppress(self, faces: RawFaces) -> list[int]:
         return non_maximum_suppression(faces.bboxes, _MAX_IOU, pixel=1)
 
-    def _decode(
-        self, outputs: list[npt.NDArray[np.float32]], canvas_hw: tuple[int, ...], threshold: float
-    ) -> RawFaces:
+    def _decode(self, outputs: list[npt.NDArray[np.float32]], canvas_hw: tuple[int, ...], threshold: float) -> RawFaces:
         """Distances from anchor centres, in strides, to the four sides and the five landmarks."""
         levels = len(self._contract.strides)
         bboxes, landmarks, scores = [], [], []

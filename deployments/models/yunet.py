@@ -1,4 +1,6 @@
-"""YuNet, the OpenCV zoo's face detector (Wu et al. 2023, DOI 10.1007/s11633-023-1423-y), decoded as cv2.FaceDetectorYN does."""
+"""YuNet, the OpenCV zoo's face detector (Wu et al. 2023, DOI 10.1007/s11633-023-1423-y).
+
+Decoded as cv2.FaceDetectorYN does, but batched (tests/accuracy/test_parity.py compares the two)."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api import compare, face, health, models
-from serve_app.api.docs import add_docs
 from serve_app.api.deps import ClientGone, Services, require_key
+from serve_app.api.docs import add_docs
 from serve_app.api.problems import problem_response
 from serve_app.errors import (
     InternalError,
@@ -45,7 +45,9 @@ def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
         title="Kinlens",
         version=version("kinlens"),
         summary="Face matching, person search and a photo library on Ray Serve",
-        description="Send the API key as `Authorization: Bearer KEY`. Errors are RFC 9457 problem details with a stable `code`.",
+        description=(
+            "Send the API key as `Authorization: Bearer KEY`. Errors are RFC 9457 problem details with a stable `code`."
+        ),
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",

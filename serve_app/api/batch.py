@@ -184,9 +184,7 @@ async def _from_form(request: Request, services: Services) -> _Batch:
                 )
                 await batch.add(_Source(part.filename, too_large if part.data is None else part.data))
             elif batch is not None or part.is_file:
-                raise InvalidRequest(
-                    "Pictures go into `files`; options into the query, or into fields before the first file."
-                )
+                raise InvalidRequest("Pictures go into `files`; options into the query, or into fields before the first file.")
             else:
                 fields[part.name] = (part.data or b"").decode("utf-8", "replace")
         if batch is None:

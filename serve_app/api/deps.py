@@ -45,9 +45,7 @@ class Services:
     def form_limits(self, max_files: int) -> FormLimits:
         """Limits of a form of `max_files` pictures that is held whole."""
         overhead = 2 << 20
-        return FormLimits(
-            self.settings.max_image_bytes, max_files * self.settings.max_image_bytes + overhead, max_files
-        )
+        return FormLimits(self.settings.max_image_bytes, max_files * self.settings.max_image_bytes + overhead, max_files)
 
 
 class ClientGone(Exception):

@@ -20,9 +20,7 @@ async def models(services: ServicesDep) -> Response:
     point = info.point
     accuracy = None
     if point is not None and point.far is not None:
-        accuracy = ModelAccuracy(
-            data_set=point.data_set, far=point.far, frr=point.frr, lfw_accuracy=info.lfw_accuracy
-        )
+        accuracy = ModelAccuracy(data_set=point.data_set, far=point.far, frr=point.frr, lfw_accuracy=info.lfw_accuracy)
     loaded = LoadedModel(
         pack=info.pack,
         title=info.title,

@@ -80,7 +80,7 @@ class FakeEmbedder:
         return np.stack([self._direction(int(crop[0, 0, 0])) for crop in crops])
 
     def _direction(self, identity: int) -> FloatArray:
-        base = np.eye(DIM, dtype=np.float32)[identity % 100 % DIM]
+        base: FloatArray = np.eye(DIM, dtype=np.float32)[identity % 100 % DIM]
         if identity >= 100:
             other = np.eye(DIM, dtype=np.float32)[(identity + 1) % 100 % DIM]
             return l2_normalize(0.33 * base + np.sqrt(1 - 0.33**2) * other)
@@ -100,8 +100,9 @@ class World:
 MakeWorld = Callable[..., World]
 
 
-def make_services(detector: FakeDetector, embedder: FakeEmbedder, *, point: bool = True, **settings: object) -> Services:
-    configured = Settings(_env_file=None, api_key=None, **settings)
+def make_services(detector: FakeDetector, embedder: FakeEmbedder, settings: dict[str, object]) -> Services:
+    point = settings.pop("point", True)
+    configured = Settings.model_validate({"api_key": None, **settings})
     limits = ImageLimits(configured.max_image_bytes, configured.max_image_pixels)
     pipeline = FacePipeline(detector, embedder, limits)
     operating_point = OperatingPoint("fake-model", "made up", 0.36, 0.30, 0.001, 0.02) if point else None
@@ -130,7 +131,7 @@ async def make_world() -> AsyncIterator[MakeWorld]:
 
     def make(**settings: object) -> World:
         detector, embedder = FakeDetector(), FakeEmbedder()
-        api = create_api(make_services(detector, embedder, **settings))
+        api = create_api(make_services(detector, embedder, settings))
         client = httpx.AsyncClient(
             transport=httpx.ASGITransport(api, raise_app_exceptions=False),
             base_url="http://test",

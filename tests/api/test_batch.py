@@ -76,19 +76,23 @@ async def test_options_come_before_the_pictures(world: World) -> None:
     assert len(body["results"][0]["faces"]) == 3
     problem(await world.client.post(BATCH, content=picture + option + end, headers=headers), 422, "invalid_request")
     problem(await world.client.post(BATCH, content=option + end, headers=headers), 422, "invalid_request")
-    problem(await world.client.post(BATCH, content=part("other", b"x", "a.jpg") + end, headers=headers), 422, "invalid_request")
-    problem(await world.client.post(BATCH, content=part("faec", b"x") + picture + end, headers=headers), 422, "invalid_request")
+    problem(
+        await world.client.post(BATCH, content=part("other", b"x", "a.jpg") + end, headers=headers), 422, "invalid_request"
+    )
+    problem(
+        await world.client.post(BATCH, content=part("faec", b"x") + picture + end, headers=headers), 422, "invalid_request"
+    )
 
 
 async def test_a_batch_waits_for_room_instead_of_failing(world: World) -> None:
     real, calls = world.detector.detect, 0
 
-    async def sometimes(picture: bytes, options: DetectionOptions) -> Detections:
+    async def sometimes(image: bytes, options: DetectionOptions) -> Detections:
         nonlocal calls
         calls += 1
         if calls <= 3:
             raise Overloaded("full", retry_after_s=0)
-        return await real(picture, options)
+        return await real(image, options)
 
     world.detector.detect = sometimes  # type: ignore[method-assign]
     body = (await world.client.post(BATCH, files=files(image(), image()))).json()
@@ -103,4 +107,6 @@ async def test_a_slow_picture_is_a_problem_of_its_own(make_world: MakeWorld) -> 
 
 
 async def test_other_bodies(world: World) -> None:
-    problem(await world.client.post(BATCH, content=image(), headers={"content-type": "image/jpeg"}), 415, "unsupported_media_type")
+    problem(
+        await world.client.post(BATCH, content=image(), headers={"content-type": "image/jpeg"}), 415, "unsupported_media_type"
+    )

@@ -98,7 +98,9 @@ async def test_errors_name_their_side(world: World) -> None:
 async def test_only_one_face_a_side(world: World) -> None:
     response = await world.client.post(COMPARE + "?face=only", files={"image_a": image(2), "image_b": image(1)})
     problem(response, 422, "multiple_faces")
-    problem(await world.client.post(COMPARE + "?face=all", files={"image_a": image(), "image_b": image()}), 422, "invalid_request")
+    problem(
+        await world.client.post(COMPARE + "?face=all", files={"image_a": image(), "image_b": image()}), 422, "invalid_request"
+    )
 
 
 async def test_without_an_operating_point_there_is_no_decision(make_world: MakeWorld) -> None:

@@ -240,12 +240,15 @@ async def test_a_client_that_leaves_cancels_the_work(world: World) -> None:
     world.detector.delay_s = 30
     body = image()
     sent: list[dict[str, object]] = []
-    messages = [{"type": "http.request", "body": body, "more_body": False}, {"type": "http.disconnect"}]
+    messages: list[dict[str, object]] = [
+        {"type": "http.request", "body": body, "more_body": False},
+        {"type": "http.disconnect"},
+    ]
 
     async def receive() -> dict[str, object]:
         if len(messages) == 1:
             # Leave only once the work has begun.
-            while not world.detector.running:
+            while not world.detector.running:  # noqa: ASYNC110  the fake has no event to wait for
                 await asyncio.sleep(0)
         return messages.pop(0)
 

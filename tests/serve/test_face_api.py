@@ -49,9 +49,7 @@ def test_extract_and_compare_agree(client: httpx.Client) -> None:
         json={"image_a": base64.b64encode(image).decode(), "embedding_b": extracted["embedding"]},
     ).json()
     assert body["similarity"] > 0.9999 and body["decision"] == "match" and body["operating_point"]["far"] is not None
-    other = client.post(
-        f"{COMPARE}/compare-faces", files={"image_a": image, "image_b": data.package_image("t1.jpg")}
-    ).json()
+    other = client.post(f"{COMPARE}/compare-faces", files={"image_a": image, "image_b": data.package_image("t1.jpg")}).json()
     assert other["decision"] == "unknown" and other["similarity"] < 0.3
 
 
@@ -83,9 +81,9 @@ def test_sixty_four_pictures_in_one_call(client: httpx.Client) -> None:
     assert body["failed"] == 8 and body["succeeded"] == 56
     assert {item["problem"]["code"] for item in body["results"] if item["problem"]} == {"unsupported_image"}
     first = np.array(body["results"][0]["embedding"])
-    assert all(
-        np.dot(first, item["embedding"]) > 0.9999 for item in body["results"] if item["problem"] is None
-    ), "the same picture, the same embedding, whatever the batch"
+    assert all(np.dot(first, item["embedding"]) > 0.9999 for item in body["results"] if item["problem"] is None), (
+        "the same picture, the same embedding, whatever the batch"
+    )
 
 
 def test_large_pictures_cross_the_handles(client: httpx.Client) -> None:
@@ -161,7 +159,8 @@ def test_a_trivial_answer_while_busy(served: Served) -> None:
 
 
 def test_a_large_batch_does_not_fill_the_memory_of_the_ingress(served: Served) -> None:
-    """240 MB that arrive faster than the models work: the sender waits, the ingress does not buffer."""
+    """480 MB that arrive faster than the models work: the sender waits. What is held is MAX_WORKERS pictures, each in the few
+    copies of its way through HTTP, form and handle; more pictures do not mean more memory."""
     import threading
 
     import cv2
@@ -182,11 +181,11 @@ def test_a_large_batch_does_not_fill_the_memory_of_the_ingress(served: Served) -
     watcher.start()
     try:
         with served.client(timeout=240) as client:
-            body = client.post(f"{COMPARE}/batch-extract", files=[("files", (f"{n}.png", picture)) for n in range(40)]).json()
+            body = client.post(f"{COMPARE}/batch-extract", files=[("files", (f"{n}.png", picture)) for n in range(80)]).json()
     finally:
         done.set()
         watcher.join()
-    assert [item["problem"]["code"] for item in body["results"]] == ["no_face_detected"] * 40
+    assert [item["problem"]["code"] for item in body["results"]] == ["no_face_detected"] * 80
     growth = peak - before
-    print(f"ingress grew by {growth / 1e6:.0f} MB for a batch of {40 * len(picture) / 1e6:.0f} MB")
-    assert growth < 150e6
+    print(f"ingress grew by {growth / 1e6:.0f} MB for a batch of {80 * len(picture) / 1e6:.0f} MB")
+    assert growth < 300e6

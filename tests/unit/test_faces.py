@@ -24,7 +24,7 @@ def test_decisions_change_at_the_thresholds_themselves(similarity: float, decisi
 def test_l2_normalize_rows() -> None:
     rows = l2_normalize(np.array([[3.0, 4.0], [0.0, 0.0]]))
     assert rows.dtype == np.float32
-    np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], atol=1e-7)
+    assert np.allclose(rows, np.array([[0.6, 0.8], [0.0, 0.0]]), atol=1e-7)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

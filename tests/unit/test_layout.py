@@ -53,9 +53,13 @@ def test_arrays_are_worked_on_only_in_the_domain_and_the_models() -> None:
 
 def test_services_know_neither_the_api_nor_the_deployments() -> None:
     for path in (ROOT / "serve_app" / "services").glob("*.py"):
-        assert not [name for name in imports(path) if name.startswith(("serve_app.api", "deployments", "serve_app.remote"))], path
+        assert not [name for name in imports(path) if name.startswith(("serve_app.api", "deployments", "serve_app.remote"))], (
+            path
+        )
     for path in (ROOT / "serve_app" / "api").glob("*.py"):
-        assert not [name for name in imports(path) if name.startswith(("deployments", "serve_app.remote", "serve_app.ingress"))], path
+        assert not [
+            name for name in imports(path) if name.startswith(("deployments", "serve_app.remote", "serve_app.ingress"))
+        ], path
 
 
 @pytest.mark.parametrize("document", [".env.example", "docs/configuration.md"])

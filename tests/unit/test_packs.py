@@ -48,7 +48,13 @@ def test_missing_files_say_which_where_and_how(empty_root: PackLocation) -> None
     with pytest.raises(ConfigurationError) as caught:
         resolve(empty_root)
     message = str(caught.value)
-    for part in ("det_10g.onnx", "w600k_r50.onnx", str(empty_root.model_root), "kinlens models pull buffalo_l", "non-commercial"):
+    for part in (
+        "det_10g.onnx",
+        "w600k_r50.onnx",
+        str(empty_root.model_root),
+        "kinlens models pull buffalo_l",
+        "non-commercial",
+    ):
         assert part in message
 
 
@@ -80,9 +86,11 @@ def test_a_folder_without_a_recognizer_says_so(empty_root: PackLocation) -> None
     folder = empty_root.model_root / "mine"
     folder.mkdir(parents=True)
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 10, 10])
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [helper.make_empty_tensor_value_info("y")])
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])], "g", [value], [helper.make_empty_tensor_value_info("y")]
+    )
     onnx.save(helper.make_model(graph), folder / "other.onnx")
-    with pytest.raises(ConfigurationError, match="no a detector and a recognizer|holds no"):
+    with pytest.raises(ConfigurationError, match="holds no"):
         resolve(replace(empty_root, name="mine"))
 
 
@@ -126,13 +134,13 @@ def embedding(opencv_pack: Pack) -> EmbeddingEngine:
 class TestDefaultPack:
     """The real models on the pictures that come with insightface."""
 
-    def detect(self, engine: DetectionEngine, image: bytes, **options: int) -> Detections:
-        (found,) = engine.run([DetectionRequest(image, DetectionOptions(**options))])
+    def detect(self, engine: DetectionEngine, image: bytes, options: DetectionOptions) -> Detections:
+        (found,) = engine.run([DetectionRequest(image, options)])
         assert isinstance(found, Detections)
         return found
 
     def test_six_faces_largest_first_inside_the_picture(self, detection: DetectionEngine) -> None:
-        found = self.detect(detection, data.package_image("t1.jpg"))
+        found = self.detect(detection, data.package_image("t1.jpg"), DetectionOptions())
         assert len(found) == 6 and found.crops.shape == (6, 112, 112, 3)
         sizes = np.prod(found.bboxes[:, 2:] - found.bboxes[:, :2], axis=1)
         assert (np.diff(sizes) <= 0).all()
@@ -142,13 +150,18 @@ class TestDefaultPack:
 
     def test_options(self, detection: DetectionEngine) -> None:
         image = data.package_image("t1.jpg")
-        assert len(self.detect(detection, image, max_faces=2)) == 2
-        found = self.detect(detection, image, crops=1)
+        assert len(self.detect(detection, image, DetectionOptions(max_faces=2))) == 2
+        found = self.detect(detection, image, DetectionOptions(crops=1))
         assert len(found) == 6 and len(found.crops) == 1
-        assert len(self.detect(detection, image, crops=0).crops) == 0
+        assert len(self.detect(detection, image, DetectionOptions(crops=0)).crops) == 0
 
     def test_a_batch_gives_what_single_pictures_give(self, detection: DetectionEngine) -> None:
-        images = [data.package_image("t1.jpg"), b"text", data.package_image("Tom_Hanks_54745.png"), data.package_image("t1.jpg")]
+        images = [
+            data.package_image("t1.jpg"),
+            b"text",
+            data.package_image("Tom_Hanks_54745.png"),
+            data.package_image("t1.jpg"),
+        ]
         requests = [DetectionRequest(image, DetectionOptions()) for image in images]
         together = detection.run(requests)
         alone = [detection.run([request])[0] for request in requests]
@@ -166,8 +179,8 @@ class TestDefaultPack:
         from serve_app.images import decode, encode_png, rotate
 
         upright = decode(data.package_image("Tom_Hanks_54745.png"), ImageLimits(1 << 24, 1 << 24)).pixels
-        reference = self.detect(detection, encode_png(upright))
-        turned = self.detect(detection, encode_png(rotate(upright, degrees)))
+        reference = self.detect(detection, encode_png(upright), DetectionOptions())
+        turned = self.detect(detection, encode_png(rotate(upright, degrees)), DetectionOptions())
         assert len(turned) == 1
         same = embedding.run([reference.crops])[0] @ embedding.run([turned.crops])[0].T
         if turned.rotation_deg:
@@ -177,7 +190,7 @@ class TestDefaultPack:
     def test_embeddings_are_unit_vectors_whatever_the_batch(
         self, detection: DetectionEngine, embedding: EmbeddingEngine
     ) -> None:
-        crops = self.detect(detection, data.package_image("t1.jpg")).crops
+        crops = self.detect(detection, data.package_image("t1.jpg"), DetectionOptions()).crops
         together = embedding.run([crops[:2], crops[2:2], crops[2:]])
         assert [len(part) for part in together] == [2, 0, 4]
         alone = np.concatenate([embedding.run([crops[i : i + 1]])[0] for i in range(6)])
