@@ -23,6 +23,9 @@ class AppArgs(BaseModel):
 
     model_pack: str | None = Field(None, description="Overrides MODEL_PACK.")
     device: Device = Field(Device.CPU, description="cpu or cuda; without the device the start fails.")
+    max_in_flight: int = Field(
+        64, ge=1, le=10_000, description="Requests that need a model, an ingress replica; one more is a 503 at once."
+    )
     intra_op_threads: int = Field(1, ge=1, le=64, description="ONNX Runtime threads within one forward pass.")
 
 
@@ -34,7 +37,8 @@ def build_app(args: AppArgs) -> Application:
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     detection = _bind(Detection, location, limits, settings.face_det_thresh, args.intra_op_threads)
     embedding = _bind(Embedding, location, args.intra_op_threads)
-    return _bind(Ingress, settings.model_copy(update={"api_key": None}), model, detection, embedding)
+    public = settings.model_copy(update={"api_key": None})
+    return _bind(Ingress, public, model, args.max_in_flight, detection, embedding)
 
 
 def _bind(deployment: object, *args: object) -> Application:

@@ -45,6 +45,10 @@ JsonScalar = str | int | float | bool | None
 JsonValue = JsonScalar | list["JsonValue"] | dict[str, "JsonValue"]
 
 
+RETRY_AFTER_S = 1
+"""When to come back to a queue of bounded length: it drains within about a second."""
+
+
 class KinlensError(Exception):
     """Base of all errors that a client may see.
 

@@ -14,7 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from config.settings import Settings
 from serve_app.api.app import create_api
-from serve_app.api.deps import Services
+from serve_app.api.deps import Admission, Services
 from serve_app.images import ImageLimits
 from serve_app.keys import load_or_create_api_key
 from serve_app.remote import RemoteDetector, RemoteEmbedder
@@ -54,7 +54,14 @@ class Ingress:
     `settings` come without secrets, which must not pass through Serve's configuration; the key is read here.
     """
 
-    def __init__(self, settings: Settings, model: ModelInfo, detection: DeploymentHandle, embedding: DeploymentHandle) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        model: ModelInfo,
+        max_in_flight: int,
+        detection: DeploymentHandle,
+        embedding: DeploymentHandle,
+    ) -> None:
         bound_request_bodies()
         logging.getLogger("ray.serve").setLevel(logging.DEBUG if settings.debug else logging.INFO)
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
@@ -67,6 +74,7 @@ class Ingress:
             verification=Verification(pipeline, model.embedding_model, model.dim, model.point),
             fetcher=ImageFetcher(allowed=settings.allow_image_urls, limits=limits, timeout_s=settings.image_url_timeout),
             model=model,
+            admission=Admission(max_in_flight),
             started_at=time.monotonic(),
         )
 

@@ -13,13 +13,10 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.errors import ImageError, ModelUnavailable, Overloaded
+from serve_app.errors import RETRY_AFTER_S, ImageError, ModelUnavailable, Overloaded
 from serve_app.faces import Crops, DetectionOptions, Detections, FloatArray
 
 logger = logging.getLogger("ray.serve")
-
-RETRY_AFTER_S = 1
-"""A queue of bounded length at a bounded time an item drains within about a second."""
 
 ArgsP = ParamSpec("ArgsP")
 ResultT = TypeVar("ResultT")

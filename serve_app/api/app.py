@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api import compare, face, health, models
-from serve_app.api.deps import ClientGone, Services, require_key
+from serve_app.api.deps import ClientGone, Services, admitted, require_key
 from serve_app.api.docs import add_docs
 from serve_app.api.problems import problem_response
 from serve_app.errors import (
@@ -56,8 +56,9 @@ def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
     keyed = [Depends(require_key)]
     api.include_router(health.router, prefix=PREFIX)
     api.include_router(models.router, prefix=PREFIX, dependencies=keyed)
-    api.include_router(face.router, prefix=PREFIX, dependencies=keyed)
-    api.include_router(compare.router, prefix=PREFIX, dependencies=keyed)
+    with_place = [*keyed, Depends(admitted)]
+    api.include_router(face.router, prefix=PREFIX, dependencies=with_place)
+    api.include_router(compare.router, prefix=PREFIX, dependencies=with_place)
     add_docs(api)
     api.add_exception_handler(KinlensError, _on_kinlens_error)
     api.add_exception_handler(HTTPException, _on_http_exception)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from config.settings import Settings
 from serve_app.api.forms import FormLimits
-from serve_app.errors import DeadlineExceeded, Unauthorized
+from serve_app.errors import RETRY_AFTER_S, DeadlineExceeded, Overloaded, Unauthorized
 from serve_app.images import ImageLimits
 from serve_app.services.fetching import ImageFetcher
 from serve_app.services.models import ModelInfo
@@ -24,6 +24,23 @@ from serve_app.services.verification import Verification
 T = TypeVar("T")
 
 # Dependencies are coroutines: FastAPI would run plain functions on a thread, 0.2 ms for a look-up.
+
+
+class Admission:
+    """Places for requests that need a model. One that finds none is refused before its body is read: a refusal must cost
+    next to nothing, or refusing would use up what it is meant to protect."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+
+    def __enter__(self) -> None:
+        """Raises Overloaded when every place is taken."""
+        if self._free <= 0:
+            raise Overloaded("Every place for requests is taken.", retry_after_s=RETRY_AFTER_S)
+        self._free -= 1
+
+    def __exit__(self, *_: object) -> None:
+        self._free += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +53,7 @@ class Services:
     verification: Verification
     fetcher: ImageFetcher
     model: ModelInfo
+    admission: Admission
     started_at: float
 
     @property
@@ -70,6 +88,12 @@ async def require_key(
     # Bytes: compare_digest takes no text beyond ASCII.
     if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), found.api_key.encode()):
         raise Unauthorized("Send the API key as `Authorization: Bearer KEY`.")
+
+
+async def admitted(found: ServicesDep) -> AsyncIterator[None]:
+    """Holds a place until the answer is sent. Raises Overloaded."""
+    with found.admission:
+        yield
 
 
 async def bounded(request: Request, work: Coroutine[object, object, T], timeout_s: float) -> T:

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from config.settings import Settings
 from serve_app.api.app import create_api
-from serve_app.api.deps import Services
+from serve_app.api.deps import Admission, Services
 from serve_app.errors import InvalidImage, KinlensError
 from serve_app.faces import ALL_FACES, Crops, DetectionOptions, Detections, FloatArray, OperatingPoint, l2_normalize
 from serve_app.images import ImageLimits, sniff
@@ -101,7 +101,7 @@ MakeWorld = Callable[..., World]
 
 
 def make_services(detector: FakeDetector, embedder: FakeEmbedder, settings: dict[str, object]) -> Services:
-    point = settings.pop("point", True)
+    point, places = settings.pop("point", True), int(str(settings.pop("places", 64)))
     configured = Settings.model_validate({"api_key": None, **settings})
     limits = ImageLimits(configured.max_image_bytes, configured.max_image_pixels)
     pipeline = FacePipeline(detector, embedder, limits)
@@ -121,6 +121,7 @@ def make_services(detector: FakeDetector, embedder: FakeEmbedder, settings: dict
             timeout_s=configured.image_url_timeout,
         ),
         model=model,
+        admission=Admission(places),
         started_at=time.monotonic(),
     )
 

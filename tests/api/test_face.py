@@ -287,3 +287,22 @@ async def test_json_numbers_and_booleans(world: World) -> None:
     payload = {"image": base64.b64encode(image(3)).decode(), "max_faces": 2, "return_crops": False}
     response = await world.client.post(VERIFY, content=json.dumps(payload), headers={"content-type": "application/json"})
     assert response.json()["face_count"] == 2
+
+
+async def test_requests_beyond_the_places_are_refused_before_their_body_is_read(make_world: MakeWorld) -> None:
+    world = make_world(places=2)
+    world.detector.delay_s = 30
+    busy = [asyncio.create_task(world.client.post(VERIFY, files={"file": image()})) for _ in range(2)]
+    for _ in range(1000):
+        await asyncio.sleep(0)
+        if world.detector.running == 2:
+            break
+    response = await world.client.post(VERIFY, content=b"not even a picture", headers={"content-type": "image/jpeg"})
+    problem(response, 503, "overloaded")
+    assert response.headers["retry-after"] == "1"
+    assert (await world.client.get("/api/v1/health")).status_code == 200
+    for task in busy:
+        task.cancel()
+    await asyncio.gather(*busy, return_exceptions=True)
+    world.detector.delay_s = 0
+    assert (await world.client.post(VERIFY, files={"file": image()})).status_code == 200, "places are given back"
