@@ -47,7 +47,9 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(20 * MIB, ge=1024, le=60 * MIB, description="Largest encoded image.")
     max_image_pixels: int = Field(50_000_000, ge=10_000, le=178_000_000, description="Largest decoded image, width x height.")
     max_batch_images: int = Field(256, ge=1, le=10_000, description="Most images in one batch request.")
-    max_batch_bytes: int = Field(512 * MIB, ge=1024, description="Largest multipart batch body; it is read as it arrives, never held whole.")
+    max_batch_bytes: int = Field(
+        512 * MIB, ge=1024, description="Largest multipart batch body; read as it arrives, never held whole."
+    )
     max_json_bytes: int = Field(64 * MIB, ge=1024, description="Largest JSON body; it is held whole.")
     allow_image_urls: bool = Field(False, description="Accept `image_url`. Private addresses stay refused.")
     image_url_timeout: float = Field(10, gt=0, le=300, description="Seconds to fetch one image_url, redirects included.")

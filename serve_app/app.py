@@ -24,7 +24,7 @@ class AppArgs(BaseModel):
     model_pack: str | None = Field(None, description="Overrides MODEL_PACK.")
     device: Device = Field(Device.CPU, description="cpu or cuda; without the device the start fails.")
     max_in_flight: int = Field(
-        64, ge=1, le=10_000, description="Requests that need a model, an ingress replica; one more is a 503 at once."
+        40, ge=1, le=10_000, description="Requests that need a model, an ingress replica; one more is a 503 at once."
     )
     intra_op_threads: int = Field(1, ge=1, le=64, description="ONNX Runtime threads within one forward pass.")
 

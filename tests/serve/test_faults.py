@@ -175,7 +175,7 @@ def test_changed_user_config_takes_effect_without_a_restart(served: Served, tmp_
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ("max_in_flight: 64", "max_in_flite: 64", "max_in_flite"),
+        ("max_in_flight: 40", "max_in_flite: 40", "max_in_flite"),
         ("num_replicas: 1", "num_replica: 1", "deployments[Ingress].num_replica"),
         ("batch_wait_timeout_s: 0.0", "batch_wait: 1", "batch_wait"),
         ("- name: Embedding", "- name: Embeding", "Embeding"),
