@@ -83,6 +83,11 @@ def up(
     address = Address(settings.host, settings.port)
     check_port(address)
     console.print(f"[bold]Kinlens {version('kinlens')}[/]")
+    # First of all that writes there: whatever it holds later is nobody else's to read.
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigurationError(f"DATA_DIR {settings.data_dir} cannot be made: {error.strerror}.") from error
     with Instance(config_path, address, _state_path(settings)) as instance:
         args = load_config(config_path, address).applications[0].args
         pack = args.get("model_pack") or settings.model_pack

@@ -203,6 +203,7 @@ def test_mistakes_in_the_config_are_refused_by_name(tmp_path: Path, old: str, ne
         ({"PORT": "99999"}, "PORT"),
         ({"CORS_ORIGINS": "*"}, "CORS_ORIGINS"),
         ({"API_KEY": "short"}, "API_KEY"),
+        ({"DATA_DIR": "/dev/null/data"}, "DATA_DIR"),
     ],
 )
 def test_mistakes_in_the_settings_are_refused_by_name(tmp_path: Path, environment: dict[str, str], named: str) -> None:
