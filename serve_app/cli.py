@@ -149,7 +149,7 @@ def models_pull(name: Annotated[str, typer.Argument(help="A pack of `kinlens mod
 
 @evaluate_app.command("verification")
 def evaluate_verification(
-    pairs: Annotated[Path, typer.Argument(help="CSV with the columns file_a, file_b and same (1 or 0).")],
+    pairs: Annotated[Path, typer.Argument(help="CSV with file_a, file_b and same (1 or 0), or with file and identity.")],
 ) -> None:
     """False accept and reject rates of MODEL_PACK at its thresholds, on the pairs of a CSV."""
     from rich.progress import Progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,17 +58,23 @@ class VerificationReport:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """A CSV with the columns file_a, file_b and same (1 or 0); paths are relative to its folder or the one above.
+    """Pairs from a CSV with the columns file_a, file_b and same (1 or 0); or every pair of the photos in one with the
+    columns file and identity. Paths are relative to the CSV's folder or the one above.
 
-    Raises ConfigurationError when it is not one.
+    Raises ConfigurationError when it is neither.
     """
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            rows = [(row["file_a"], row["file_b"], row["same"] == "1") for row in csv.DictReader(stream)]
+            rows = list(csv.DictReader(stream))
+        if rows and "identity" in rows[0]:
+            known = [(row["file"], row["identity"]) for row in rows if row["identity"]]
+            listed = [(a, b, x == y) for (a, x), (b, y) in itertools.combinations(sorted(known), 2)]
+        else:
+            listed = [(row["file_a"], row["file_b"], row["same"] == "1") for row in rows]
     except (OSError, KeyError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} is not a CSV with the columns file_a, file_b and same.") from error
-    root = path.parent if rows and (path.parent / rows[0][0]).exists() else path.parent.parent
-    return [Pair(root / a, root / b, same) for a, b, same in rows]
+        raise ConfigurationError(f"{path} has neither file_a, file_b and same nor file and identity as columns.") from error
+    root = path.parent if listed and (path.parent / listed[0][0]).exists() else path.parent.parent
+    return [Pair(root / a, root / b, same) for a, b, same in listed]
 
 
 def verify_pairs(pack: Pack, pairs: Iterable[Pair], progress: Callable[[int, int], None]) -> VerificationReport:
@@ -98,14 +105,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def cross_pairs(photos: Iterable[tuple[Path, str]]) -> list[Pair]:
-    """Every pair of photos with known identities: few of one person, many of two."""
-    known = sorted(photos)
-    return [
-        Pair(known[i][0], known[j][0], known[i][1] == known[j][1]) for i in range(len(known)) for j in range(i + 1, len(known))
-    ]
 
 
 def describe(report: VerificationReport, point: OperatingPoint | None) -> list[str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Request, Response
 
 from serve_app.api.batch import batch_response
-from serve_app.api.deps import Services, ServicesDep, answer, bounded, deadline_exceeded
+from serve_app.api.deps import Services, ServicesDep, answer, bounded, read_request
 from serve_app.api.face import BODY_ERRORS, CAPACITY_ERRORS, IMAGE_ERRORS
-from serve_app.api.forms import decode_base64, read_fields, validate
+from serve_app.api.forms import decode_base64
 from serve_app.api.openapi import problems, request_body
 from serve_app.api.schemas import (
     BatchAnswer,
@@ -54,19 +52,7 @@ _FILES = frozenset({"image_a", "image_b"})
 )
 async def compare_faces(request: Request, services: ServicesDep) -> Response:
     """Two sides, each a picture or an embedding, in any mix. `details.side` of an error says which one it is about."""
-    timeout_s = services.settings.worker_timeout
-    try:
-        async with asyncio.timeout(timeout_s):
-            raw = await read_fields(
-                request,
-                files=_FILES,
-                raw_file=None,
-                limits=services.form_limits(max_files=2),
-                max_json_bytes=services.settings.max_json_bytes,
-            )
-    except TimeoutError as error:
-        raise deadline_exceeded(timeout_s) from error
-    fields = validate(CompareFields, raw)
+    fields = await read_request(request, services, CompareFields, files=_FILES)
 
     async def work() -> Response:
         a = await _side("a", fields.image_a, fields.image_url_a, fields.embedding_a, fields.model, services)
@@ -96,7 +82,7 @@ async def compare_faces(request: Request, services: ServicesDep) -> Response:
             )
         )
 
-    return await bounded(request, work(), timeout_s)
+    return await bounded(request, work(), services.settings.worker_timeout)
 
 
 @router.post(

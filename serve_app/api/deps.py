@@ -13,7 +13,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 
 from config.settings import Settings
-from serve_app.api.forms import FormLimits
+from serve_app.api.forms import FormLimits, ModelT, read_fields, validate
 from serve_app.errors import RETRY_AFTER_S, DeadlineExceeded, Overloaded, Unauthorized
 from serve_app.images import ImageLimits
 from serve_app.services.fetching import ImageFetcher
@@ -94,6 +94,25 @@ async def admitted(found: ServicesDep) -> AsyncIterator[None]:
     """Holds a place until the answer is sent. Raises Overloaded."""
     with found.admission:
         yield
+
+
+async def read_request(
+    request: Request, found: Services, model: type[ModelT], *, files: frozenset[str], raw_file: str | None = None
+) -> ModelT:
+    """The fields of the query and the body as `model`; see `forms.read_fields`. Raises DeadlineExceeded for a slow body."""
+    timeout_s = found.settings.worker_timeout
+    try:
+        async with asyncio.timeout(timeout_s):
+            fields = await read_fields(
+                request,
+                files=files,
+                raw_file=raw_file,
+                limits=found.form_limits(max_files=len(files)),
+                max_json_bytes=found.settings.max_json_bytes,
+            )
+    except TimeoutError as error:
+        raise deadline_exceeded(timeout_s) from error
+    return validate(model, fields)
 
 
 async def bounded(request: Request, work: Coroutine[object, object, T], timeout_s: float) -> T:

@@ -7,8 +7,8 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from serve_app.api.batch import batch_response
-from serve_app.api.deps import Services, ServicesDep, answer, bounded, deadline_exceeded
-from serve_app.api.forms import ModelT, decode_base64, read_fields, validate
+from serve_app.api.deps import Services, ServicesDep, answer, bounded, read_request
+from serve_app.api.forms import decode_base64
 from serve_app.api.openapi import problems, request_body
 from serve_app.api.schemas import (
     BatchAnswer,
@@ -65,7 +65,7 @@ _FILES = frozenset({"file"})
 )
 async def verify_face(request: Request, services: ServicesDep) -> Response:
     """Boxes, five landmarks and scores of all faces, largest first. No face is an answer, not an error."""
-    fields = await _read(request, services, VerifyFaceFields)
+    fields = await read_request(request, services, VerifyFaceFields, files=_FILES, raw_file="file")
 
     async def work() -> Response:
         image = await _image(fields, services)
@@ -105,7 +105,7 @@ async def verify_face(request: Request, services: ServicesDep) -> Response:
 )
 async def extract_embedding(request: Request, services: ServicesDep) -> Response:
     """Of the largest face, or of all with `face=all`. Only the faces asked for are embedded."""
-    fields = await _read(request, services, ExtractFields)
+    fields = await read_request(request, services, ExtractFields, files=_FILES, raw_file="file")
 
     async def work() -> Response:
         image = await _image(fields, services)
@@ -144,23 +144,6 @@ async def batch_extract(request: Request, services: ServicesDep) -> Response:
     or into fields before the first file.
     """
     return await batch_response(request, services)
-
-
-async def _read(request: Request, services: Services, model: type[ModelT]) -> ModelT:
-    """The body as `model`, within the request's time limit."""
-    timeout_s = services.settings.worker_timeout
-    try:
-        async with asyncio.timeout(timeout_s):
-            raw = await read_fields(
-                request,
-                files=_FILES,
-                raw_file="file",
-                limits=services.form_limits(max_files=1),
-                max_json_bytes=services.settings.max_json_bytes,
-            )
-    except TimeoutError as error:
-        raise deadline_exceeded(timeout_s) from error
-    return validate(model, raw)
 
 
 async def _image(fields: ImageFields, services: Services) -> bytes:
