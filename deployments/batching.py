@@ -101,9 +101,6 @@ class Batcher(Generic[ItemT, ResultT]):
                 self._queue.remove(pending)
             raise
 
-    def close(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
     def _dispatch(self) -> None:
         """Starts as many batches as there are free threads, or sets a timer while waiting for company pays."""
         if self._wake is not None:

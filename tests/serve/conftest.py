@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,11 +95,3 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     _, alive = psutil.wait_procs(family, timeout=10)
     for left in alive:
         left.kill()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/api/v1/health", timeout=2):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
