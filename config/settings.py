@@ -30,6 +30,22 @@ class Settings(BaseSettings):
         default_factory=lambda: user_data_path("kinlens"), description="Where Kinlens keeps its state: key, prepared models."
     )
 
+    database_url: SecretStr | None = Field(
+        None, description="postgresql://user:password@host/database. Empty: an embedded Postgres in DATA_DIR/postgres."
+    )
+    database_pool_size: int = Field(10, ge=2, le=200, description="Connections to the database, an ingress replica.")
+    minio_endpoint: str | None = Field(
+        None, description="host:port of MinIO or another S3 server. Empty: a local object store in DATA_DIR/objects."
+    )
+    minio_access_key: SecretStr | None = Field(None, description="Access key of MINIO_ENDPOINT.")
+    minio_secret_key: SecretStr | None = Field(None, description="Secret key of MINIO_ENDPOINT.")
+    minio_secure: bool = Field(False, description="Speak TLS to MINIO_ENDPOINT and MINIO_PUBLIC_ENDPOINT.")
+    minio_bucket: str = Field("kinlens", description="Bucket for pictures; made if missing.")
+    minio_region: str = Field("us-east-1", description="Region that requests to MINIO_ENDPOINT are signed for.")
+    minio_public_endpoint: str | None = Field(
+        None, description="host:port under which clients reach MinIO; presigned URLs are signed for it. Empty: MINIO_ENDPOINT."
+    )
+
     model_pack: str = Field("opencv", description="A pack of config/models.toml, or a folder of InsightFace models.")
     model_root: Path = Field(
         Path("~/.insightface"), description="Where InsightFace packs lie: MODEL_ROOT/models/NAME or MODEL_ROOT/NAME."
@@ -54,7 +70,17 @@ class Settings(BaseSettings):
     allow_image_urls: bool = Field(False, description="Accept `image_url`. Private addresses stay refused.")
     image_url_timeout: float = Field(10, gt=0, le=300, description="Seconds to fetch one image_url, redirects included.")
 
-    @field_validator("api_key", "face_det_thresh", "match_threshold", mode="before")
+    @field_validator(
+        "api_key",
+        "database_url",
+        "face_det_thresh",
+        "match_threshold",
+        "minio_access_key",
+        "minio_endpoint",
+        "minio_public_endpoint",
+        "minio_secret_key",
+        mode="before",
+    )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value

@@ -2,7 +2,8 @@
 
     KinlensError
     ├── InvalidRequest        422   a field is missing, unknown or malformed
-    │   └── InvalidEmbedding  422   wrong dimension, NaN, infinite or zero
+    │   ├── InvalidEmbedding  422   wrong dimension, NaN, infinite or zero
+    │   └── InvalidCursor     422   a page that was not ours, or of another listing
     ├── PayloadError                the body as a whole
     │   ├── PayloadTooLarge   413
     │   └── UnsupportedMedia  415
@@ -15,19 +16,26 @@
     │   └── ImageUrlFailed
     ├── FaceRejected          422   a picture was read, its faces do not fit
     │   ├── NoFaceDetected
-    │   └── MultipleFaces
+    │   ├── MultipleFaces
+    │   ├── LowQualityFace          the enrolment review says why: metric, value, limit
+    │   ├── DuplicateFace
+    │   └── ResemblesAnother
     ├── AccessError                 who is asking
     │   └── Unauthorized      401
     ├── RouteError                  what is being asked
     │   ├── NotFound          404
     │   └── MethodNotAllowed  405
     ├── Conflict              409
-    │   └── EmbeddingModelMismatch
+    │   ├── AlreadyExists
+    │   ├── EmbeddingModelMismatch
+    │   └── IdempotencyKeyReused
     ├── CapacityError               we would, but not now
     │   ├── Overloaded        503
     │   └── DeadlineExceeded  504
     ├── PartUnavailable             a part of us is down
-    │   └── ModelUnavailable  503
+    │   ├── ModelUnavailable  503
+    │   ├── DatabaseUnavailable
+    │   └── ObjectStoreUnavailable
     └── InternalError         500
 
 Services raise these; `serve_app.api.app` alone renders them, as RFC 9457 problem details. They cross process borders
@@ -74,6 +82,10 @@ class InvalidRequest(KinlensError):
 
 class InvalidEmbedding(InvalidRequest):
     code, title = "invalid_embedding", "The embedding is not valid"
+
+
+class InvalidCursor(InvalidRequest):
+    code, title = "invalid_cursor", "The cursor is not valid"
 
 
 class PayloadError(KinlensError):
@@ -128,6 +140,20 @@ class MultipleFaces(FaceRejected):
     code, title = "multiple_faces", "More than one face was detected"
 
 
+class LowQualityFace(FaceRejected):
+    """`details["reasons"]`: each with metric, value and limit."""
+
+    code, title = "low_quality_face", "The face is not good enough to enrol"
+
+
+class DuplicateFace(FaceRejected):
+    code, title = "duplicate_face", "The person already has this face"
+
+
+class ResemblesAnother(FaceRejected):
+    code, title = "resembles_another", "The face is more like another person"
+
+
 class AccessError(KinlensError):
     code, status, title = "access_error", 403, "Access is refused"
 
@@ -152,8 +178,16 @@ class Conflict(KinlensError):
     code, status, title = "conflict", 409, "The request conflicts with the current state"
 
 
+class AlreadyExists(Conflict):
+    code, title = "already_exists", "It exists already"
+
+
 class EmbeddingModelMismatch(Conflict):
     code, title = "embedding_model_mismatch", "Embeddings of different models cannot be compared"
+
+
+class IdempotencyKeyReused(Conflict):
+    code, title = "idempotency_key_reused", "The idempotency key belongs to another request"
 
 
 class CapacityError(KinlensError):
@@ -176,6 +210,14 @@ class PartUnavailable(KinlensError):
 
 class ModelUnavailable(PartUnavailable):
     code, title = "model_unavailable", "The model is unavailable"
+
+
+class DatabaseUnavailable(PartUnavailable):
+    code, title = "database_unavailable", "The database is unavailable"
+
+
+class ObjectStoreUnavailable(PartUnavailable):
+    code, title = "object_store_unavailable", "The object store is unavailable"
 
 
 class InternalError(KinlensError):

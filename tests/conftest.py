@@ -8,7 +8,7 @@ import pytest
 
 from deployments.models.packs import Pack, PackLocation, resolve
 
-_ORDER = ("unit", "api", "serve", "accuracy")
+_ORDER = ("unit", "api", "storage", "serve", "accuracy")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

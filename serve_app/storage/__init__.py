@@ -1,0 +1,1 @@
+"""Rows in Postgres and bytes in the object store. SQL stands only here."""
