@@ -10,6 +10,8 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 1 << 20
+SECRET_SETTINGS = ("api_key", "database_url", "minio_access_key", "minio_secret_key")
+"""Read by each process from its own environment; never passed on."""
 
 
 class Settings(BaseSettings):

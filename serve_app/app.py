@@ -5,7 +5,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 from ray.serve import Application, Deployment
 
-from config.settings import Settings
+from config.settings import SECRET_SETTINGS, Settings
 from deployments.detection import Detection
 from deployments.embedding import Embedding
 from deployments.models.packs import Pack, PackLocation, pack_names, resolve
@@ -37,7 +37,7 @@ def build_app(args: AppArgs) -> Application:
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     detection = _bind(Detection, location, limits, settings.face_det_thresh, args.intra_op_threads)
     embedding = _bind(Embedding, location, args.intra_op_threads)
-    public = settings.model_copy(update={"api_key": None})
+    public = settings.model_copy(update=dict.fromkeys(SECRET_SETTINGS))
     return _bind(Ingress, public, model, args.max_in_flight, detection, embedding)
 
 

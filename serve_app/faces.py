@@ -19,6 +19,8 @@ Crops: TypeAlias = npt.NDArray[np.uint8]
 """(N, 112, 112, 3) uint8, RGB, aligned to the ArcFace template."""
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 
+BoolArray: TypeAlias = npt.NDArray[np.bool_]
+
 CROP_SIZE_PX = 112
 
 ALL_FACES = -1
@@ -33,12 +35,46 @@ class DetectionOptions:
     `max_faces`: keep the largest so many faces; None keeps all.
     `crops`: aligned crops for the largest so many faces; 0 for none, `ALL_FACES` for all that are kept.
     `try_rotations`: when upright finds nobody, look once more at 90, 180 and 270 degrees.
+    `quality`: measure the quality of every face that gets a crop.
     """
 
     threshold: float | None = None
     max_faces: int | None = None
     crops: int = ALL_FACES
     try_rotations: bool = True
+    quality: bool = False
+
+
+class Occlusion(StrEnum):
+    """How much of a face seems to be covered, from the least to the most."""
+
+    NONE = "NONE"
+    LOW = "LOW"
+    MEDIUM = "MEDIUM"
+    HIGH = "HIGH"
+
+
+@dataclass(frozen=True, slots=True)
+class FaceQuality:
+    """What serve_app.quality measures of one face; there stands how. Shares are in [0, 1].
+
+    `size_px`: shorter side of the box, in source pixels. `sharpness`: in [0, 1]; a face without detail has 0.
+    `yaw_deg`: > 0 looks to the right of the picture. `pitch_deg`: > 0 looks up. `roll_deg`: > 0 is turned clockwise;
+    all three in [-180, 180]. `brightness`, `contrast`: mean and standard deviation of luma, 1 is white. `overexposed`,
+    `underexposed`: share of pixels that are burnt out or black. `occlusion_score`: in [0, 1]; `occlusion` names its range.
+    """
+
+    size_px: float
+    sharpness: float
+    yaw_deg: float
+    pitch_deg: float
+    roll_deg: float
+    brightness: float
+    contrast: float
+    overexposed: float
+    underexposed: float
+    occlusion: Occlusion
+    occlusion_score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +84,7 @@ class Detections:
     bboxes: (N, 4) float32 xyxy. landmarks: (N, 5, 2) float32: left eye, right eye, nose, left and right mouth corner as
     seen in the image. detection_scores: (N,) float32. crops: (C, 112, 112, 3) uint8 of the first C faces.
     rotation_deg: clockwise turn of the picture under which the faces were found; 0 unless upright found nobody.
+    qualities: of the faces with crops, where they were asked for; else empty.
     """
 
     bboxes: FloatArray
@@ -58,6 +95,7 @@ class Detections:
     height_px: int
     format: str
     rotation_deg: int = 0
+    qualities: tuple[FaceQuality, ...] = ()
 
     def __len__(self) -> int:
         return len(self.bboxes)
@@ -78,11 +116,13 @@ class DetectedFace:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedFace:
-    """A detected face with its embedding, (D,) float32 of unit L2 norm, and its (112, 112, 3) crop."""
+    """A detected face with its embedding, (D,) float32 of unit L2 norm, its (112, 112, 3) crop, and its quality where it
+    was asked for."""
 
     face: DetectedFace
     embedding: FloatArray
     crop: RGBImage
+    quality: FaceQuality | None = None
 
 
 class Decision(StrEnum):
@@ -144,3 +184,50 @@ def parse_embedding(values: Sequence[float], dim: int) -> FloatArray:
         raise InvalidEmbedding("The embedding is zero; it points nowhere.")
     vector = vector / largest
     return np.asarray(vector / math.sqrt(float(np.dot(vector, vector))), dtype=np.float32)
+
+
+def templates_of(embeddings: FloatArray, split_below: float) -> tuple[FloatArray, list[int]]:
+    """The few unit vectors (T, D) that stand for a person's (N, D) embeddings, and how many faces each stands for.
+
+    One, the mean direction, where every face is at least `split_below` (cosine) like it: nearly always. Else leader
+    clustering (Hartigan 1975): a face joins the template it is most like, which becomes the mean of its faces, or founds
+    another. A face unlike the rest, a child's or a stranger's, so keeps a template of its own; an average would hide it.
+    """
+    if not len(embeddings):
+        return embeddings, []
+    mean = l2_normalize(embeddings.sum(axis=0))
+    if float((embeddings @ mean).min()) >= split_below:
+        return mean[None], [len(embeddings)]
+    return _leaders(embeddings, split_below)
+
+
+def mean_templates(embeddings: FloatArray, starts: npt.NDArray[np.int64], split_below: float) -> tuple[FloatArray, BoolArray]:
+    """The first half of `templates_of` for many persons at once.
+
+    `embeddings`: (N, D), person by person, each of which begins at its place of `starts` (P,). Returns the (P, D) mean
+    directions, and for each person whether one template is enough.
+    """
+    means = l2_normalize(np.add.reduceat(embeddings, starts, axis=0))
+    counts = np.diff(np.append(starts, len(embeddings)))
+    similarities = np.einsum("nd,nd->n", embeddings, np.repeat(means, counts, axis=0))
+    return means, np.minimum.reduceat(similarities, starts) >= split_below
+
+
+def _leaders(embeddings: FloatArray, split_below: float) -> tuple[FloatArray, list[int]]:
+    sums: list[npt.NDArray[np.float64]] = []
+    counts: list[int] = []
+    means = np.empty((0, embeddings.shape[1]), dtype=np.float64)
+    for embedding in embeddings.astype(np.float64):
+        similarities = means @ embedding
+        best = int(np.argmax(similarities)) if len(similarities) else -1
+        if best >= 0 and similarities[best] >= split_below:
+            sums[best] += embedding
+            counts[best] += 1
+        else:
+            sums.append(embedding.copy())
+            counts.append(1)
+            best = len(sums) - 1
+            means = np.vstack([means, embedding])
+        norm = float(np.linalg.norm(sums[best]))
+        means[best] = sums[best] / norm if norm > 0 else embedding
+    return means.astype(np.float32), counts

@@ -14,7 +14,8 @@ from ray.serve.handle import DeploymentHandle
 
 from config.settings import Settings
 from serve_app.api.app import create_api
-from serve_app.api.deps import Admission, Services
+from serve_app.api.deps import Admission, Secrets, Services
+from serve_app.gallery import database_dsn, open_gallery
 from serve_app.images import ImageLimits
 from serve_app.keys import load_or_create_api_key
 from serve_app.remote import RemoteDetector, RemoteEmbedder
@@ -22,6 +23,7 @@ from serve_app.services.fetching import ImageFetcher
 from serve_app.services.models import ModelInfo
 from serve_app.services.pipeline import FacePipeline
 from serve_app.services.verification import Verification
+from serve_app.storage.stores import open_object_store
 
 _BUFFERED_CHUNKS = 16
 """Body chunks (64 kB or so each) that may wait between the socket and the endpoint."""
@@ -66,16 +68,23 @@ class Ingress:
         logging.getLogger("ray.serve").setLevel(logging.DEBUG if settings.debug else logging.INFO)
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
         pipeline = FacePipeline(RemoteDetector(detection), RemoteEmbedder(embedding), limits)
+        # Secrets come from this process's own environment.
         own = Settings(data_dir=settings.data_dir)
+        api_key = load_or_create_api_key(own).value
+        secrets = Secrets.of(api_key)
         self._services = Services(
             settings=settings,
-            api_key=load_or_create_api_key(own).value,
+            api_key=api_key,
             pipeline=pipeline,
             verification=Verification(pipeline, model.embedding_model, model.dim, model.point),
             fetcher=ImageFetcher(allowed=settings.allow_image_urls, limits=limits, timeout_s=settings.image_url_timeout),
             model=model,
             admission=Admission(max_in_flight),
             started_at=time.monotonic(),
+            gallery=open_gallery(
+                settings, pipeline, model, database_dsn(own), open_object_store(own, secrets.object_urls)
+            ),
+            secrets=secrets,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -14,10 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api import compare, face, health, models
+from serve_app.api import collections, compare, enrol_batch, face, faces, health, models, objects, persons, search
 from serve_app.api.deps import ClientGone, Services, admitted, require_key
 from serve_app.api.docs import add_docs
 from serve_app.api.problems import problem_response
+from serve_app.api.writes import on_replayed
 from serve_app.errors import (
     InternalError,
     InvalidRequest,
@@ -27,6 +29,7 @@ from serve_app.errors import (
     NotFound,
     PayloadError,
 )
+from serve_app.storage.idempotency import Replayed
 
 logger = logging.getLogger("ray.serve")
 
@@ -51,6 +54,7 @@ def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        lifespan=_lifespan,
     )
     api.state.services = services
     keyed = [Depends(require_key)]
@@ -59,7 +63,12 @@ def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
     with_place = [*keyed, Depends(admitted)]
     api.include_router(face.router, prefix=PREFIX, dependencies=with_place)
     api.include_router(compare.router, prefix=PREFIX, dependencies=with_place)
+    for resource in (collections, persons, faces, enrol_batch, search):
+        api.include_router(resource.router, prefix=PREFIX, dependencies=keyed)
+    # Addressed by signature.
+    api.include_router(objects.router, prefix=PREFIX)
     add_docs(api)
+    api.add_exception_handler(Replayed, on_replayed)
     api.add_exception_handler(KinlensError, _on_kinlens_error)
     api.add_exception_handler(HTTPException, _on_http_exception)
     api.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -69,11 +78,19 @@ def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
             allow_origins=list(services.settings.cors_origins),
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "X-Request-ID", "Idempotency-Key"],
-            expose_headers=["X-Request-ID", "Retry-After"],
+            expose_headers=["X-Request-ID", "Retry-After", "Idempotent-Replayed"],
         )
     # Outermost: everything below it, CORS answers included, carries the request id.
     api.add_middleware(RequestEdge, echo_request_id=echo_request_id)
     return api
+
+
+@asynccontextmanager
+async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
+    services: Services = api.state.services
+    services.gallery.housekeeping.start()
+    yield
+    await services.gallery.close()
 
 
 class RequestEdge:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 
 from serve_app.api.deps import Services, deadline_exceeded
 from serve_app.api.forms import (
@@ -35,36 +38,57 @@ from serve_app.api.schemas import (
 from serve_app.errors import (
     ImageTooLarge,
     InvalidRequest,
+    JsonValue,
     KinlensError,
     NoFaceDetected,
-    Overloaded,
     PayloadTooLarge,
     UnsupportedMedia,
 )
 from serve_app.services.pipeline import ExtractOptions
 
 _FILE_FIELDS = frozenset({"files", "file"})
+EntryT = TypeVar("EntryT")
+JsonFieldsT = TypeVar("JsonFieldsT", bound=BaseModel)
+ItemT = TypeVar("ItemT", bound=BaseModel)
+FieldsT = TypeVar("FieldsT", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """A picture as it came: bytes, base64 text, or an error found while reading it."""
+class Source(Generic[EntryT]):
+    """A picture as it came: bytes, base64 text, or an error found while reading it. `entry`: what else the request's list
+    says of it, where there is a list."""
 
     filename: str | None
     data: bytes | str | KinlensError
+    entry: EntryT | None = None
 
 
-class _Batch:
+class Batch(ABC, Generic[ItemT, EntryT]):
     """Runs at most `max_workers` pictures at once; `add` waits while all are taken, which slows the sender down."""
 
-    def __init__(self, services: Services, fields: BatchFields, request_id: str) -> None:
+    def __init__(self, services: Services, request_id: str) -> None:
         self._services = services
-        self._fields = fields
         self._request_id = request_id
         self._places = asyncio.Semaphore(services.settings.max_workers)
-        self._tasks: list[asyncio.Task[BatchItem]] = []
+        self._tasks: list[asyncio.Task[ItemT]] = []
 
-    async def add(self, source: _Source) -> None:
+    @abstractmethod
+    async def run(self, index: int, source: Source[EntryT]) -> ItemT:
+        """The result of one picture. Raises KinlensError."""
+
+    @abstractmethod
+    def failed(self, index: int, source: Source[EntryT], error: KinlensError) -> ItemT:
+        """The result of a picture that failed."""
+
+    @abstractmethod
+    def head(self) -> dict[str, JsonValue]:
+        """Fields of the answer before `results`."""
+
+    @abstractmethod
+    def tail(self, items: Sequence[ItemT]) -> dict[str, JsonValue]:
+        """Fields after them."""
+
+    async def add(self, source: Source[EntryT]) -> None:
         await self._places.acquire()
         task = asyncio.create_task(self._work(len(self._tasks), source))
         task.add_done_callback(lambda _: self._places.release())
@@ -78,44 +102,46 @@ class _Batch:
             task.cancel()
 
     async def stream(self) -> AsyncIterator[bytes]:
-        """The BatchAnswer, each result as soon as it and all before it are there."""
-        failed = 0
-        model = self._services.model
+        """The answer, each result as soon as it and all before it are there."""
+        items: list[ItemT] = []
         try:
-            head = f'{{"model":{json.dumps(model.embedding_model)},"dim":{model.dim},"results":['
-            yield head.encode()
+            fields = "".join(f"{json.dumps(name)}:{json.dumps(value)}," for name, value in self.head().items())
+            yield f'{{{fields}"results":['.encode()
             for index, task in enumerate(self._tasks):
-                item = await task
-                failed += item.problem is not None
-                yield (b"," if index else b"") + item.model_dump_json().encode()
-            yield f'],"succeeded":{len(self._tasks) - failed},"failed":{failed}}}'.encode()
+                items.append(await task)
+                yield (b"," if index else b"") + items[-1].model_dump_json().encode()
+            fields = "".join(f",{json.dumps(name)}:{json.dumps(value)}" for name, value in self.tail(items).items())
+            yield f"]{fields}}}".encode()
         finally:
             self.cancel()
 
-    async def _work(self, index: int, source: _Source) -> BatchItem:
+    def problem(self, error: KinlensError) -> Problem:
+        return Problem.model_validate(problem(error, self._request_id))
+
+    async def _work(self, index: int, source: Source[EntryT]) -> ItemT:
         timeout_s = self._services.settings.worker_timeout
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._extract(index, source)
+                if isinstance(source.data, KinlensError):
+                    raise source.data
+                return await self.run(index, source)
         except TimeoutError:
-            return self._failed(index, source, deadline_exceeded(timeout_s))
+            return self.failed(index, source, deadline_exceeded(timeout_s))
         except KinlensError as error:
-            return self._failed(index, source, error)
+            return self.failed(index, source, error)
 
-    async def _extract(self, index: int, source: _Source) -> BatchItem:
-        if isinstance(source.data, KinlensError):
-            raise source.data
-        image = source.data if isinstance(source.data, bytes) else await decode_base64(source.data)
+
+class ExtractBatch(Batch[BatchItem, str]):
+    def __init__(self, services: Services, request_id: str, fields: BatchFields) -> None:
+        super().__init__(services, request_id)
+        self._fields = fields
+
+    async def run(self, index: int, source: Source[str]) -> BatchItem:
+        image = await picture(source)
         options = ExtractOptions(
             face=self._fields.face, max_faces=self._fields.max_faces, threshold=self._fields.detection_threshold
         )
-        while True:
-            try:
-                extraction = await self._services.pipeline.extract(image, options)
-                break
-            except Overloaded as error:
-                # One call for many pictures would otherwise fail for being one call; the time limit ends this.
-                await asyncio.sleep(_seconds(error))
+        extraction = await self._services.pipeline.extract_when_free(image, options)
         first = extraction.faces[0]
         faces = await embedded_faces(extraction.faces, self._fields.return_crops)
         return BatchItem(
@@ -132,7 +158,7 @@ class _Batch:
             problem=None,
         )
 
-    def _failed(self, index: int, source: _Source, error: KinlensError) -> BatchItem:
+    def failed(self, index: int, source: Source[str], error: KinlensError) -> BatchItem:
         found = error.details.get("face_count", 0)
         return BatchItem(
             index=index,
@@ -145,44 +171,75 @@ class _Batch:
             face_count=found if isinstance(found, int) else 0,
             faces=[],
             image=None,
-            problem=Problem.model_validate(problem(error, self._request_id)),
+            problem=self.problem(error),
         )
 
+    def head(self) -> dict[str, JsonValue]:
+        return {"model": self._services.model.embedding_model, "dim": self._services.model.dim}
 
-async def batch_response(request: Request, services: Services) -> Response:
+    def tail(self, items: Sequence[BatchItem]) -> dict[str, JsonValue]:
+        failed = sum(item.problem is not None for item in items)
+        return {"succeeded": len(items) - failed, "failed": failed}
+
+
+async def extract_batch(request: Request, services: Services) -> Response:
     """Reads and starts all pictures, then streams the answer.
 
     Raises, before any of it is sent: PayloadError, PayloadTooLarge, UnsupportedMedia, InvalidRequest.
     """
+
+    def begin(fields: BatchFields) -> ExtractBatch:
+        return ExtractBatch(services, request.state.request_id, fields)
+
+    async def from_json(fields: BatchJsonFields) -> ExtractBatch:
+        batch = begin(fields)
+        await add_all(batch, services, [Source[str](None, image) for image in fields.images])
+        return batch
+
+    return await batch_response(request, services, BatchFields, begin, BatchJsonFields, from_json)
+
+
+async def batch_response(
+    request: Request,
+    services: Services,
+    form: type[FieldsT],
+    begin: Callable[[FieldsT], Batch[ItemT, EntryT]],
+    json_form: type[JsonFieldsT],
+    from_json: Callable[[JsonFieldsT], Awaitable[Batch[ItemT, EntryT]]],
+) -> Response:
+    """The streamed answer to a form of files, whose options come before the first file, or to JSON."""
     kind = media_type(request)
     if kind == "multipart/form-data":
-        batch = await _from_form(request, services)
+        batch = await _from_form(request, services, form, begin)
     elif kind == "application/json":
-        batch = await _from_json(request, services)
+        given = await read_json(request, services.settings.max_json_bytes)
+        batch = await from_json(validate(json_form, {**query_fields(request), **given}))
     else:
         raise UnsupportedMedia(
-            "Send multipart/form-data with `files`, or application/json with `images`.",
+            "Send multipart/form-data with `files`, or application/json.",
             accepted=["multipart/form-data", "application/json"],
         )
     return StreamingResponse(batch.stream(), media_type="application/json")
 
 
-async def _from_form(request: Request, services: Services) -> _Batch:
+async def _from_form(
+    request: Request, services: Services, form: type[FieldsT], begin: Callable[[FieldsT], Batch[ItemT, EntryT]]
+) -> Batch[ItemT, EntryT]:
     settings = services.settings
     limits = FormLimits(settings.max_image_bytes, settings.max_batch_bytes, settings.max_batch_images)
     fields: dict[str, FieldValue] = query_fields(request)
-    batch: _Batch | None = None
+    batch: Batch[ItemT, EntryT] | None = None
     try:
         async for part in iter_parts(request, limits):
             if part.name in _FILE_FIELDS:
                 if batch is None:
-                    batch = _Batch(services, validate(BatchFields, fields), request.state.request_id)
+                    batch = begin(validate(form, fields))
                 too_large = ImageTooLarge(
                     f"The image has {part.size_bytes} bytes; the limit is {limits.max_file_bytes}.",
                     bytes=part.size_bytes,
                     max_bytes=limits.max_file_bytes,
                 )
-                await batch.add(_Source(part.filename, too_large if part.data is None else part.data))
+                await batch.add(Source(part.filename, too_large if part.data is None else part.data))
             elif batch is not None or part.is_file:
                 raise InvalidRequest("Pictures go into `files`; options into the query, or into fields before the first file.")
             else:
@@ -196,21 +253,19 @@ async def _from_form(request: Request, services: Services) -> _Batch:
         raise
 
 
-async def _from_json(request: Request, services: Services) -> _Batch:
-    settings = services.settings
-    fields = validate(BatchJsonFields, {**query_fields(request), **await read_json(request, settings.max_json_bytes)})
-    if len(fields.images) > settings.max_batch_images:
-        raise PayloadTooLarge("The batch has too many images.", max_files=settings.max_batch_images)
-    batch = _Batch(services, fields, request.state.request_id)
+async def add_all(batch: Batch[ItemT, EntryT], services: Services, sources: Sequence[Source[EntryT]]) -> None:
+    """Raises PayloadTooLarge for too many."""
+    if len(sources) > services.settings.max_batch_images:
+        raise PayloadTooLarge("The batch has too many images.", max_files=services.settings.max_batch_images)
     try:
-        for image in fields.images:
-            await batch.add(_Source(None, image))
+        for source in sources:
+            await batch.add(source)
     except BaseException:
         batch.cancel()
         raise
-    return batch
 
 
-def _seconds(error: Overloaded) -> float:
-    value = error.details.get("retry_after_s", 1)
-    return float(value) if isinstance(value, int | float) else 1.0
+async def picture(source: Source[EntryT]) -> bytes:
+    """The encoded bytes. Raises InvalidImage."""
+    assert not isinstance(source.data, KinlensError)
+    return source.data if isinstance(source.data, bytes) else await decode_base64(source.data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from serve_app.api.batch import batch_response
+from serve_app.api.batch import extract_batch
 from serve_app.api.deps import Services, ServicesDep, answer, bounded, read_request
 from serve_app.api.face import BODY_ERRORS, CAPACITY_ERRORS, IMAGE_ERRORS
 from serve_app.api.forms import decode_base64
@@ -94,7 +94,7 @@ async def compare_faces(request: Request, services: ServicesDep) -> Response:
 )
 async def batch_extract(request: Request, services: ServicesDep) -> Response:
     """The former service's path; see `POST /face/batch-extract`."""
-    return await batch_response(request, services)
+    return await extract_batch(request, services)
 
 
 async def _side(

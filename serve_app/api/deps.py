@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request, Response
@@ -13,8 +13,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel
 
 from config.settings import Settings
+from serve_app.api.cursors import derive_key
 from serve_app.api.forms import FormLimits, ModelT, read_fields, validate
 from serve_app.errors import RETRY_AFTER_S, DeadlineExceeded, Overloaded, Unauthorized
+from serve_app.gallery import Gallery
 from serve_app.images import ImageLimits
 from serve_app.services.fetching import ImageFetcher
 from serve_app.services.models import ModelInfo
@@ -24,6 +26,22 @@ from serve_app.services.verification import Verification
 T = TypeVar("T")
 
 # Dependencies are coroutines: FastAPI would run plain functions on a thread, 0.2 ms for a look-up.
+
+
+MAX_FILES = 100
+"""Files of one request that is held whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """Keys derived from the API key, the same on every replica: a cursor or URL of one is good for all."""
+
+    cursors: bytes = field(repr=False)
+    object_urls: bytes = field(repr=False)
+
+    @staticmethod
+    def of(api_key: str) -> Secrets:
+        return Secrets(derive_key(api_key, "cursors"), derive_key(api_key, "object urls"))
 
 
 class Admission:
@@ -55,6 +73,8 @@ class Services:
     model: ModelInfo
     admission: Admission
     started_at: float
+    gallery: Gallery
+    secrets: Secrets
 
     @property
     def image_limits(self) -> ImageLimits:
@@ -97,7 +117,13 @@ async def admitted(found: ServicesDep) -> AsyncIterator[None]:
 
 
 async def read_request(
-    request: Request, found: Services, model: type[ModelT], *, files: frozenset[str], raw_file: str | None = None
+    request: Request,
+    found: Services,
+    model: type[ModelT],
+    *,
+    files: frozenset[str] = frozenset(),
+    raw_file: str | None = None,
+    many: str | None = None,
 ) -> ModelT:
     """The fields of the query and the body as `model`; see `forms.read_fields`. Raises DeadlineExceeded for a slow body."""
     timeout_s = found.settings.worker_timeout
@@ -107,8 +133,12 @@ async def read_request(
                 request,
                 files=files,
                 raw_file=raw_file,
-                limits=found.form_limits(max_files=len(files)),
+                # Many files are held together, as a JSON body is.
+                limits=found.form_limits(len(files))
+                if many is None
+                else FormLimits(found.settings.max_image_bytes, found.settings.max_json_bytes, MAX_FILES),
                 max_json_bytes=found.settings.max_json_bytes,
+                many=many,
             )
     except TimeoutError as error:
         raise deadline_exceeded(timeout_s) from error
@@ -144,6 +174,6 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def answer(model: BaseModel) -> Response:
+def answer(model: BaseModel, status: int = 200) -> Response:
     """The model as JSON. Not through FastAPI's response validation: it would check our own types a second time."""
-    return Response(model.model_dump_json(), media_type="application/json")
+    return Response(model.model_dump_json(), status, media_type="application/json")

@@ -6,9 +6,9 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from serve_app.api.batch import batch_response
+from serve_app.api.batch import extract_batch
 from serve_app.api.deps import Services, ServicesDep, answer, bounded, read_request
-from serve_app.api.forms import decode_base64
+from serve_app.api.pictures import one_image
 from serve_app.api.openapi import problems, request_body
 from serve_app.api.schemas import (
     BatchAnswer,
@@ -68,7 +68,7 @@ async def verify_face(request: Request, services: ServicesDep) -> Response:
     fields = await read_request(request, services, VerifyFaceFields, files=_FILES, raw_file="file")
 
     async def work() -> Response:
-        image = await _image(fields, services)
+        image = await one_image(fields, services)
         options = DetectionOptions(
             threshold=fields.detection_threshold,
             max_faces=fields.max_faces,
@@ -108,7 +108,7 @@ async def extract_embedding(request: Request, services: ServicesDep) -> Response
     fields = await read_request(request, services, ExtractFields, files=_FILES, raw_file="file")
 
     async def work() -> Response:
-        image = await _image(fields, services)
+        image = await one_image(fields, services)
         options = ExtractOptions(face=fields.face, max_faces=fields.max_faces, threshold=fields.detection_threshold)
         extraction = await services.pipeline.extract(image, options)
         first = extraction.faces[0]
@@ -143,18 +143,4 @@ async def batch_extract(request: Request, services: ServicesDep) -> Response:
     Pictures of a form are worked on while the rest still arrives and are never held all at once. Options go into the query,
     or into fields before the first file.
     """
-    return await batch_response(request, services)
-
-
-async def _image(fields: ImageFields, services: Services) -> bytes:
-    """The one picture of a request. Raises InvalidRequest unless there is exactly one, ImageError, ImageUrlError."""
-    given = [name for name in ("file", "image", "image_url") if getattr(fields, name) is not None]
-    if len(given) != 1:
-        raise InvalidRequest(
-            f"Send one picture as `file`, `image` or `image_url`; {' and '.join(given) or 'none'} came.", given=[*given]
-        )
-    if fields.file is not None:
-        return fields.file
-    if fields.image is not None:
-        return await decode_base64(fields.image)
-    return await services.fetcher.fetch(fields.image_url or "")
+    return await extract_batch(request, services)

@@ -19,8 +19,8 @@ from starlette.requests import ClientDisconnect
 
 from serve_app.errors import InvalidImage, InvalidRequest, JsonValue, PayloadError, PayloadTooLarge, UnsupportedMedia
 
-FieldValue: TypeAlias = JsonValue | bytes
-"""bytes only for uploaded files."""
+FieldValue: TypeAlias = JsonValue | bytes | list[bytes]
+"""bytes only for uploaded files, a list of them for a field that takes many."""
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _MAX_FIELD_BYTES = 1 << 20
@@ -203,26 +203,41 @@ async def iter_parts(request: Request, limits: FormLimits) -> AsyncIterator[Part
 
 
 async def read_fields(
-    request: Request, *, files: frozenset[str], raw_file: str | None, limits: FormLimits, max_json_bytes: int
+    request: Request,
+    *,
+    files: frozenset[str],
+    raw_file: str | None,
+    limits: FormLimits,
+    max_json_bytes: int,
+    many: str | None = None,
 ) -> dict[str, FieldValue]:
     """The fields of a body in any accepted form, over those of the query string.
 
     `files`: names that may be uploaded files. `raw_file`: the name a bare image body goes by, where one is accepted.
+    `many`: the one of `files` that may come several times; its value is a list.
     Raises PayloadError, PayloadTooLarge, UnsupportedMedia, InvalidRequest (a field twice, a file in the wrong field).
     """
     fields: dict[str, FieldValue] = {**query_fields(request)}
     kind = media_type(request)
     if kind == "multipart/form-data":
         seen: set[str] = set()
+        uploads: list[bytes] = []
         async for part in iter_parts(request, limits):
+            value = part_value(part, files, limits)
+            if part.name == many and isinstance(value, bytes):
+                uploads.append(value)
+                continue
             if part.name in seen:
                 raise InvalidRequest(f"The field {_shown(part.name)} is given twice.")
             seen.add(part.name)
-            fields[part.name] = part_value(part, files, limits)
+            fields[part.name] = value
+        if many is not None and uploads:
+            fields[many] = uploads
     elif kind == "application/json":
         fields |= await read_json(request, max_json_bytes)
     elif raw_file is not None and (kind.startswith("image/") or kind == "application/octet-stream"):
-        fields[raw_file] = await read_body(request, limits.max_file_bytes)
+        body = await read_body(request, limits.max_file_bytes)
+        fields[raw_file] = [body] if raw_file == many else body
     else:
         accepted = ["multipart/form-data", "application/json", *(["image/*"] if raw_file else [])]
         raise UnsupportedMedia(
@@ -266,10 +281,15 @@ async def read_json(request: Request, max_bytes: int) -> Mapping[str, JsonValue]
 
 def _parse_json(body: bytes) -> JsonValue:
     try:
-        parsed: JsonValue = json.loads(body)
+        parsed: JsonValue = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise PayloadError("The body is not valid JSON.") from error
     return parsed
+
+
+def _no_constant(name: str) -> float:
+    """Python would read NaN and Infinity, which JSON does not have."""
+    raise ValueError(f"{name} is not JSON")
 
 
 def validate(model: type[ModelT], fields: Mapping[str, FieldValue]) -> ModelT:

@@ -30,7 +30,7 @@ class Answer(BaseModel):
 Upload = Annotated[bytes, Field(strict=True, json_schema_extra={"format": "binary"})]
 
 
-def _json_text(value: object) -> object:
+def json_text(value: object) -> object:
     """Forms carry numbers as text: an embedding is then a JSON array."""
     if isinstance(value, str):
         try:
@@ -40,7 +40,7 @@ def _json_text(value: object) -> object:
     return value
 
 
-GivenEmbeddingField = Annotated[list[float], Field(max_length=8192), BeforeValidator(_json_text)]
+GivenEmbeddingField = Annotated[list[float], Field(max_length=8192), BeforeValidator(json_text)]
 
 
 class DetectionFields(RequestModel):

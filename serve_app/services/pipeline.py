@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from serve_app.errors import MultipleFaces, NoFaceDetected
+from serve_app.errors import RETRY_AFTER_S, MultipleFaces, NoFaceDetected, Overloaded
 from serve_app.faces import ALL_FACES, Crops, DetectionOptions, Detections, EmbeddedFace, FloatArray
 from serve_app.images import ImageLimits, check_size, sniff
 
@@ -34,11 +35,13 @@ class FaceChoice(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ExtractOptions:
-    """`face`: which faces are embedded. `max_faces`: at most so many, the largest. `threshold`: see DetectionOptions."""
+    """`face`: which faces are embedded. `max_faces`: at most so many, the largest. `threshold`, `quality`: see
+    DetectionOptions."""
 
     face: FaceChoice = FaceChoice.LARGEST
     max_faces: int | None = None
     threshold: float | None = None
+    quality: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +70,10 @@ class FacePipeline:
     async def extract(self, image: bytes, options: ExtractOptions) -> Extraction:
         """Faces with embeddings. Raises NoFaceDetected, MultipleFaces (`FaceChoice.ONLY`) and what `detect` raises."""
         crops = ALL_FACES if options.face is FaceChoice.ALL else 1
-        detections = await self.detect(
-            image, DetectionOptions(threshold=options.threshold, max_faces=options.max_faces, crops=crops)
+        wanted = DetectionOptions(
+            threshold=options.threshold, max_faces=options.max_faces, crops=crops, quality=options.quality
         )
+        detections = await self.detect(image, wanted)
         if not len(detections):
             raise NoFaceDetected(
                 "No face was detected, upright or turned by 90, 180 and 270 degrees.",
@@ -81,8 +85,19 @@ class FacePipeline:
                 f"{len(detections)} faces were detected where exactly one is expected.", face_count=len(detections)
             )
         embeddings = await self._embedder.embed(detections.crops)
+        qualities = detections.qualities if options.quality else (None,) * len(detections.crops)
         faces = [
-            EmbeddedFace(detections.face(index), embedding, crop)
-            for index, (embedding, crop) in enumerate(zip(embeddings, detections.crops, strict=True))
+            EmbeddedFace(detections.face(index), embedding, crop, quality)
+            for index, (embedding, crop, quality) in enumerate(zip(embeddings, detections.crops, qualities, strict=True))
         ]
         return Extraction(detections, faces)
+
+    async def extract_when_free(self, image: bytes, options: ExtractOptions) -> Extraction:
+        """`extract` for one of many pictures of a call, which would otherwise fail for being one call: it waits while the
+        models are overloaded. The caller's time limit ends that."""
+        while True:
+            try:
+                return await self.extract(image, options)
+            except Overloaded as error:
+                wait_s = error.details.get("retry_after_s", RETRY_AFTER_S)
+                await asyncio.sleep(float(wait_s) if isinstance(wait_s, int | float) else RETRY_AFTER_S)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -14,14 +15,18 @@ from fastapi import FastAPI
 
 from config.settings import Settings
 from serve_app.api.app import create_api
-from serve_app.api.deps import Admission, Services
-from serve_app.errors import InvalidImage, KinlensError
+from serve_app.api.deps import Admission, Secrets, Services
+from serve_app.errors import DatabaseUnavailable, InvalidImage, KinlensError
 from serve_app.faces import ALL_FACES, Crops, DetectionOptions, Detections, FloatArray, OperatingPoint, l2_normalize
+from serve_app.gallery import open_gallery
 from serve_app.images import ImageLimits, sniff
 from serve_app.services.fetching import ImageFetcher
 from serve_app.services.models import FileInfo, ModelInfo
 from serve_app.services.pipeline import FacePipeline
 from serve_app.services.verification import Verification
+from serve_app.storage.database import Dsn
+from serve_app.storage.local_objects import LocalObjectStore
+from serve_app.storage.objects import ObjectStore
 
 KEY = "a-key-of-sixteen-or-more"
 DIM = 4
@@ -100,7 +105,17 @@ class World:
 MakeWorld = Callable[..., World]
 
 
-def make_services(detector: FakeDetector, embedder: FakeEmbedder, settings: dict[str, object]) -> Services:
+def no_database() -> str:
+    raise DatabaseUnavailable("Tests of the API alone have no database.")
+
+
+def make_services(
+    detector: FakeDetector,
+    embedder: FakeEmbedder,
+    settings: dict[str, object],
+    dsn: Dsn = no_database,
+    objects: ObjectStore | None = None,
+) -> Services:
     point, places = settings.pop("point", True), int(str(settings.pop("places", 64)))
     configured = Settings.model_validate({"api_key": None, **settings})
     limits = ImageLimits(configured.max_image_bytes, configured.max_image_pixels)
@@ -123,6 +138,8 @@ def make_services(detector: FakeDetector, embedder: FakeEmbedder, settings: dict
         model=model,
         admission=Admission(places),
         started_at=time.monotonic(),
+        gallery=open_gallery(configured, pipeline, model, dsn, objects or LocalObjectStore(Path("/nonexistent"), b"k" * 32)),
+        secrets=Secrets.of(KEY),
     )
 
 

@@ -1,0 +1,143 @@
+"""Bulk enrolment: many pictures of many persons in one call, in bounded memory, each on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from serve_app.api.batch import Batch, Source, add_all, batch_response, picture
+from serve_app.api.deps import Services, ServicesDep, admitted
+from serve_app.api.faces import ENROL_ERRORS
+from serve_app.api.forms import validate
+from serve_app.api.openapi import problems, request_body
+from serve_app.api.person_schemas import (
+    BatchItemFields,
+    BatchPersonFields,
+    EnrolBatchAnswer,
+    EnrolBatchFields,
+    EnrolBatchItem,
+    EnrolBatchJsonFields,
+)
+from serve_app.api.writes import WRITE_ERRORS
+from serve_app.errors import DuplicateFace, InvalidRequest, JsonValue, KinlensError
+from serve_app.services.enrolment import EnrolOptions, ExternalPerson, Item, PersonRef
+from serve_app.services.pipeline import FaceChoice
+from serve_app.services.verification import GivenEmbedding
+from serve_app.services.writing import Once
+
+router = APIRouter(prefix="/collections/{collection_id}", tags=["faces"])
+
+
+class EnrolBatch(Batch[EnrolBatchItem, BatchPersonFields]):
+    """Each item is a transaction of its own: what was answered `enrolled` is durable, whatever becomes of the rest."""
+
+    def __init__(
+        self,
+        services: Services,
+        request_id: str,
+        collection_id: str,
+        fields: EnrolBatchFields | EnrolBatchJsonFields,
+    ) -> None:
+        super().__init__(services, request_id)
+        self._collection_id = collection_id
+        self._fields = fields
+        self._options = EnrolOptions(FaceChoice(fields.face), fields.detection_threshold, fields.review)
+
+    async def run(self, index: int, source: Source[BatchPersonFields]) -> EnrolBatchItem:
+        entry = self._entry(index, source)
+        given = entry.embedding if isinstance(entry, BatchItemFields) else None
+        if given is None:
+            item = Item(await picture(source), entry.taken_at)
+        else:
+            model = self._fields.model if isinstance(self._fields, EnrolBatchJsonFields) else None
+            item = Item(GivenEmbedding(given, model), entry.taken_at)
+        enrolled = await self._services.gallery.enrolment.enrol(
+            self._collection_id, _person(entry), [item], self._options, Once(None, lambda _: (200, b""))
+        )
+        face = enrolled.faces[0].face
+        return EnrolBatchItem(
+            index=index,
+            filename=source.filename,
+            status="enrolled",
+            person_id=enrolled.person_id,
+            external_id=entry.external_id,
+            face_id=face.id,
+            problem=None,
+        )
+
+    def failed(self, index: int, source: Source[BatchPersonFields], error: KinlensError) -> EnrolBatchItem:
+        try:
+            entry: BatchPersonFields | None = self._entry(index, source)
+        except InvalidRequest:
+            entry = None
+        exists = isinstance(error, DuplicateFace) and "sha256" in error.details
+        return EnrolBatchItem(
+            index=index,
+            filename=source.filename,
+            status="exists" if exists else "failed" if error.status >= 500 else "refused",
+            person_id=entry.person_id if entry else None,
+            external_id=entry.external_id if entry else None,
+            face_id=None,
+            problem=self.problem(error),
+        )
+
+    def head(self) -> dict[str, JsonValue]:
+        return {}
+
+    def tail(self, items: Sequence[EnrolBatchItem]) -> dict[str, JsonValue]:
+        statuses = ("enrolled", "exists", "refused", "failed")
+        return {status: sum(item.status == status for item in items) for status in statuses}
+
+    def _entry(self, index: int, source: Source[BatchPersonFields]) -> BatchPersonFields:
+        """Whose face the item is. Raises InvalidRequest when nothing says so."""
+        if source.entry is not None:
+            return source.entry
+        fields = self._fields
+        assert isinstance(fields, EnrolBatchFields)
+        if fields.items is not None:
+            if index >= len(fields.items):
+                raise InvalidRequest(f"There is no entry {index} in `items`.")
+            return fields.items[index]
+        if fields.person_id is not None:
+            return BatchPersonFields(person_id=fields.person_id)
+        folder = PurePosixPath((source.filename or "").replace("\\", "/")).parent.name
+        if not folder:
+            raise InvalidRequest("Say whose face it is: `items`, `person_id`, or the person's folder in the file name.")
+        return validate(BatchPersonFields, {"external_id": folder, "name": folder})
+
+
+def _person(entry: BatchPersonFields) -> PersonRef:
+    if isinstance(entry.person_id, UUID):
+        return entry.person_id
+    assert entry.external_id is not None
+    return ExternalPerson(entry.external_id, entry.name, entry.metadata)
+
+
+@router.post(
+    "/faces:batch",
+    response_model=EnrolBatchAnswer,
+    summary="Enrol many faces of many persons",
+    dependencies=[Depends(admitted)],
+    responses=problems(*WRITE_ERRORS, *ENROL_ERRORS),
+    openapi_extra=request_body(EnrolBatchFields, files=("files",), many=True, json_model=EnrolBatchJsonFields),
+)
+async def enrol_batch(collection_id: str, request: Request, services: ServicesDep) -> Response:
+    """Results in order, a status and a problem for each, status 200. Sending the same pictures again changes nothing: those
+    that are there are answered `exists`, before any model looks at them. So a call that broke off is simply repeated.
+    """
+
+    def begin(fields: EnrolBatchFields) -> EnrolBatch:
+        return EnrolBatch(services, request.state.request_id, collection_id, fields)
+
+    async def from_json(fields: EnrolBatchJsonFields) -> EnrolBatch:
+        batch = EnrolBatch(services, request.state.request_id, collection_id, fields)
+        sources: list[Source[BatchPersonFields]] = [Source(None, item.image or "", item) for item in fields.items]
+        await add_all(batch, services, sources)
+        return batch
+
+    # Before the body: a collection that is not there is a 404, not a list of them.
+    await services.gallery.collections.get(collection_id)
+    return await batch_response(request, services, EnrolBatchFields, begin, EnrolBatchJsonFields, from_json)

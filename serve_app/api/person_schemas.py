@@ -1,0 +1,428 @@
+"""The shapes of collections, persons, faces and searches on the wire."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StringConstraints, field_validator, model_validator
+
+from serve_app.api.schemas import (
+    Answer,
+    Face,
+    GivenEmbeddingField,
+    Image,
+    ImageFields,
+    OperatingPointAnswer,
+    Problem,
+    RequestModel,
+    Upload,
+    json_text,
+)
+from serve_app.services.pipeline import FaceChoice
+
+MAX_METADATA_BYTES = 16 << 10
+MAX_METADATA_DEPTH = 8
+MAX_BULK = 1000
+MAX_ENROL_ITEMS = 100
+MAX_TOP_K = 100
+
+_EXAMPLE_ID = "01936f2e-7c1a-7d43-9a51-6f0c2b8e4d17"
+
+
+def _clean_text(value: str) -> str:
+    """Refuses what Postgres cannot keep or a screen cannot show: NUL, surrogates, control characters."""
+    for character in value:
+        if unicodedata.category(character) in ("Cc", "Cs"):
+            raise ValueError("control characters and lone surrogates are not allowed")
+    return value
+
+
+def _clean_json(value: JsonValue, depth: int = 0) -> None:
+    if depth > MAX_METADATA_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_METADATA_DEPTH} levels")
+    if isinstance(value, str):
+        _storable(value)
+    elif isinstance(value, list):
+        for entry in value:
+            _clean_json(entry, depth + 1)
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            _storable(key)
+            _clean_json(entry, depth + 1)
+
+
+def _storable(value: str) -> None:
+    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("NUL and lone surrogates are not allowed")
+
+
+def _clean_metadata(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    _clean_json(value)
+    try:
+        encoded = json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ValueError("NaN and infinity are not JSON") from error
+    if len(encoded) > MAX_METADATA_BYTES:
+        raise ValueError(f"has {len(encoded)} bytes as JSON; the limit is {MAX_METADATA_BYTES}")
+    return value
+
+
+def _aware(value: datetime) -> datetime:
+    """A time without a zone is meant in UTC."""
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+Name = Annotated[str, StringConstraints(max_length=200, strip_whitespace=True), AfterValidator(_clean_text)]
+ExternalId = Annotated[
+    str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True), AfterValidator(_clean_text)
+]
+CollectionId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+Metadata = Annotated[dict[str, JsonValue], BeforeValidator(json_text), AfterValidator(_clean_metadata)]
+Moment = Annotated[datetime, AfterValidator(_aware)]
+
+
+class CollectionFields(RequestModel):
+    id: CollectionId | None = Field(None, description="Lower case letters, digits, - and _; made up where it is missing.")
+    name: Name = ""
+    metadata: Metadata = Field(default_factory=dict)
+    embedding_model: str | None = Field(
+        None, max_length=128, description="Refuse (409) unless this is the loaded embedding model."
+    )
+
+
+class CollectionChangeFields(RequestModel):
+    name: Name | None = None
+    metadata: Metadata | None = Field(None, description="Replaces the present one.")
+
+
+class PersonFields(RequestModel):
+    name: Name = ""
+    external_id: ExternalId | None = Field(None, description="Your own id of the person; unique in the collection.")
+    metadata: Metadata = Field(default_factory=dict, description="Free JSON, up to 16 KiB.")
+
+
+class PersonChangeFields(RequestModel):
+    name: Name | None = None
+    external_id: ExternalId | None = None
+    metadata: Metadata | None = Field(None, description="Replaces the present one.")
+
+
+class PersonIdsFields(RequestModel):
+    person_ids: list[UUID] = Field(min_length=1, max_length=MAX_BULK)
+
+
+class FaceIdsFields(RequestModel):
+    face_ids: list[UUID] = Field(min_length=1, max_length=MAX_BULK)
+
+
+class MoveFields(RequestModel):
+    person_id: UUID = Field(description="The person the face shall belong to.")
+
+
+class EnrolFields(RequestModel):
+    """Pictures in `files`, `images` or `image_urls`, vectors in `embeddings`; at least one of them."""
+
+    files: list[Upload] = Field(default_factory=list, max_length=MAX_ENROL_ITEMS, description="Encoded pictures.")
+    images: list[str] = Field(default_factory=list, max_length=MAX_ENROL_ITEMS, description="Pictures as base64 or data URI.")
+    image_urls: list[str] = Field(default_factory=list, max_length=20, description="Where to fetch pictures (ALLOW_IMAGE_URLS).")
+    embeddings: list[GivenEmbeddingField] = Field(
+        default_factory=list, max_length=MAX_ENROL_ITEMS, description="External vectors; `model` says what made them."
+    )
+    model: str | None = Field(None, max_length=128, description="Embedding model of `embeddings`; must be the collection's.")
+    face: Literal["only", "largest"] = Field(
+        "only", description="`only` refuses a picture with several faces; `largest` takes the largest."
+    )
+    detection_threshold: float | None = Field(None, gt=0, lt=1)
+    review: bool = Field(True, description="false enrols what the review would refuse, and lists it under `warnings`.")
+    taken_at: Moment | None = Field(None, description="When the pictures were taken; default: now.")
+
+    @field_validator("images", "image_urls", "embeddings", mode="before")
+    @classmethod
+    def _lists(cls, value: object) -> object:
+        return json_text(value)
+
+    @model_validator(mode="after")
+    def _something(self) -> EnrolFields:
+        count = len(self.files) + len(self.images) + len(self.image_urls) + len(self.embeddings)
+        if not 1 <= count <= MAX_ENROL_ITEMS:
+            raise ValueError(f"send 1 to {MAX_ENROL_ITEMS} pictures or embeddings, not {count}")
+        if self.embeddings and self.model is None:
+            raise ValueError("embeddings need `model`: embeddings of different models cannot be compared")
+        return self
+
+
+class FilterFields(RequestModel):
+    """Who may be found. Everything given must hold."""
+
+    person_ids: list[UUID] | None = Field(None, max_length=MAX_BULK, description="Only these persons.")
+    exclude_person_ids: list[UUID] = Field(default_factory=list, max_length=MAX_BULK)
+    metadata: Metadata | None = Field(None, description="Only persons whose metadata contains this.")
+    taken_from: Moment | None = Field(None, description="Only faces dated at or after this.")
+    taken_to: Moment | None = Field(None, description="Only faces dated before this.")
+
+
+class ProbeFields(ImageFields):
+    """One picture, or an embedding."""
+
+    embedding: GivenEmbeddingField | None = Field(None, description="A vector in place of a picture.")
+    model: str | None = Field(None, max_length=128, description="Embedding model the vector comes from.")
+    threshold: float | None = Field(None, ge=-1, le=1, description="Cosine.")
+
+
+class FilteredProbeFields(ProbeFields):
+    filter: Annotated[FilterFields, BeforeValidator(json_text)] = Field(default_factory=FilterFields)
+
+
+class SearchFields(FilteredProbeFields):
+    top_k: int = Field(10, ge=1, le=MAX_TOP_K, description="Most persons a face.")
+    face: FaceChoice = Field(FaceChoice.ALL, description="Which faces of the picture to search for.")
+
+
+class IdentifyFields(FilteredProbeFields):
+    face: FaceChoice = Field(FaceChoice.LARGEST, description="Which faces of the picture to identify.")
+    margin: float = Field(
+        0.05, ge=0, le=2, description="By how much the best person must lead the second; less is `ambiguous`."
+    )
+
+
+class VerifyFields(ProbeFields):
+    face: Literal["largest", "only"] = "largest"
+
+
+class BatchPersonFields(RequestModel):
+    """Whose face an item is: `person_id` of a person that exists, or `external_id` of one that may be made."""
+
+    person_id: UUID | None = None
+    external_id: ExternalId | None = None
+    name: Name | None = None
+    metadata: Metadata | None = None
+    taken_at: Moment | None = None
+
+    @model_validator(mode="after")
+    def _one_person(self) -> BatchPersonFields:
+        if (self.person_id is None) == (self.external_id is None):
+            raise ValueError("give either person_id or external_id")
+        return self
+
+
+class BatchItemFields(BatchPersonFields):
+    image: str | None = Field(None, description="base64 or data URI.")
+    embedding: GivenEmbeddingField | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> BatchItemFields:
+        if (self.image is None) == (self.embedding is None):
+            raise ValueError("give either image or embedding")
+        return self
+
+
+class EnrolBatchFields(RequestModel):
+    """Options of a bulk enrolment by form; `items` says whose the files are, in their order. Without it, the folder in a
+    file's name is the person's external_id (`anna/1.jpg`), or all are faces of `person_id`."""
+
+    person_id: UUID | None = Field(None, description="All files are faces of this person.")
+    items: Annotated[list[BatchPersonFields] | None, BeforeValidator(json_text)] = Field(
+        None, max_length=10_000, description="JSON array, one entry a file; must come before the first file."
+    )
+    face: Literal["only", "largest"] = "only"
+    detection_threshold: float | None = Field(None, gt=0, lt=1)
+    review: bool = True
+
+
+class EnrolBatchJsonFields(RequestModel):
+    items: list[BatchItemFields] = Field(min_length=1, max_length=10_000)
+    model: str | None = Field(None, max_length=128, description="Embedding model of the items' embeddings.")
+    face: Literal["only", "largest"] = "only"
+    detection_threshold: float | None = Field(None, gt=0, lt=1)
+    review: bool = True
+
+
+class ContractAnswer(Answer):
+    """What every embedding of the collection was made by."""
+
+    model: str = Field(examples=["sface_2021dec"])
+    dim: int = Field(examples=[128])
+    preprocessing: str
+
+
+class CollectionAnswer(Answer):
+    id: str = Field(examples=["employees"])
+    name: str
+    metadata: dict[str, Any]
+    embedding: ContractAnswer
+    search_mode: Literal["exact", "templates"] = Field(description="docs/architecture.md: how it is searched at its size.")
+    created_at: datetime
+    updated_at: datetime
+
+
+class SizedCollectionAnswer(CollectionAnswer):
+    person_count: int
+    face_count: int
+    image_count: int
+
+
+class CollectionPage(Answer):
+    items: list[CollectionAnswer]
+    next_cursor: str | None = Field(description="Pass as `cursor` for the next page; null on the last.")
+
+
+class PersonAnswer(Answer):
+    id: UUID = Field(examples=[_EXAMPLE_ID])
+    external_id: str | None
+    name: str
+    metadata: dict[str, Any]
+    face_count: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class PersonPage(Answer):
+    items: list[PersonAnswer]
+    next_cursor: str | None
+
+
+class StoredFaceAnswer(Answer):
+    """A face of a collection. Box, score, quality and picture are null for an external vector."""
+
+    id: UUID = Field(examples=[_EXAMPLE_ID])
+    person_id: UUID | None
+    image_id: UUID | None
+    bbox: list[float] | None
+    landmarks: list[list[float]] | None
+    detection_score: float | None
+    quality: dict[str, Any] | None
+    taken_at: datetime
+    created_at: datetime
+
+
+class FaceDetailAnswer(StoredFaceAnswer):
+    crop_url: str | None = Field(description="Signed; works without a key until `urls_expire_at`.")
+    image_url: str | None
+    urls_expire_at: datetime
+
+
+class FacePage(Answer):
+    items: list[StoredFaceAnswer]
+    next_cursor: str | None
+
+
+class EnrolledFaceAnswer(StoredFaceAnswer):
+    index: int = Field(description="Which of the pictures or embeddings it comes from, from 0.")
+    warnings: list[Problem] = Field(description="What the review would have refused it for.")
+
+
+class RefusedItemAnswer(Answer):
+    index: int
+    problem: Problem
+
+
+class EnrolAnswer(Answer):
+    person_id: UUID
+    faces: list[EnrolledFaceAnswer]
+    refused: list[RefusedItemAnswer]
+    model: str = Field(examples=["sface_2021dec"])
+
+
+class EnrolBatchItem(Answer):
+    """`exists`: the person has a face of this very picture. `failed`: not the item's fault; send it again."""
+
+    index: int
+    filename: str | None
+    status: Literal["enrolled", "exists", "refused", "failed"]
+    person_id: UUID | None
+    external_id: str | None
+    face_id: UUID | None
+    problem: Problem | None
+
+
+class EnrolBatchAnswer(Answer):
+    results: list[EnrolBatchItem]
+    enrolled: int
+    exists: int
+    refused: int
+    failed: int
+
+
+class ReceiptAnswer(Answer):
+    """What was erased. `remaining_rows` and `objects_pending` are what a second look found: rows, and stored files that the
+    object store has yet to delete (nothing leads to them any more)."""
+
+    collections: int
+    persons: int
+    faces: int
+    embeddings: int
+    templates: int
+    images: int
+    crops: int
+    remaining_rows: int
+    objects_pending: int
+
+
+class CandidatePerson(Answer):
+    id: UUID
+    external_id: str | None
+    name: str
+    metadata: dict[str, Any]
+
+
+class CandidateAnswer(Answer):
+    person: CandidatePerson
+    face_id: UUID = Field(description="The exemplar: the person's face that is most like the probe.")
+    similarity: float = Field(description="Cosine of probe and exemplar.", examples=[0.7434])
+    decision: Literal["match", "ambiguous", "unknown"] | None
+
+
+class ProbeResultAnswer(Answer):
+    face: Face | None = Field(description="null for a given embedding.")
+    candidates: list[CandidateAnswer] = Field(description="Most similar first, each person once.")
+
+
+class SearchResponse(Answer):
+    results: list[ProbeResultAnswer] = Field(description="One a face, the largest first.")
+    face_count: int | None = Field(description="Faces found in the picture.")
+    threshold: float | None = Field(description="At or above it a candidate's decision is `match`.")
+    suggest_threshold: float | None
+    image: Image | None
+    model: str
+
+
+class IdentityAnswer(Answer):
+    """`match`: `person` is who it is. `ambiguous`: it may be, or `second`. `unknown`: nobody of the collection."""
+
+    decision: Literal["match", "ambiguous", "unknown"] | None = Field(
+        description="null where the model has no operating point and no `threshold` was given."
+    )
+    person: CandidatePerson | None = Field(description="The most similar person, whatever the decision.")
+    face_id: UUID | None
+    similarity: float | None
+    second: CandidateAnswer | None
+    margin: float | None = Field(description="Similarity of the best person less that of the second.")
+    face: Face | None
+
+
+class IdentifyResponse(IdentityAnswer):
+    """The fields of the largest face, and all faces under `results`."""
+
+    results: list[IdentityAnswer]
+    required_margin: float
+    threshold: float | None
+    suggest_threshold: float | None
+    operating_point: OperatingPointAnswer | None
+    face_count: int | None
+    image: Image | None
+    model: str
+
+
+class VerifyPersonAnswer(Answer):
+    decision: Literal["match", "ambiguous", "unknown"] | None
+    similarity: float | None = Field(description="To the most similar face of the person; null where it has none.")
+    face_id: UUID | None
+    threshold: float | None
+    suggest_threshold: float | None
+    operating_point: OperatingPointAnswer | None
+    face: Face | None
+    model: str

@@ -1,0 +1,97 @@
+"""Idempotency-Key: a write that is repeated is answered as it was the first time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from typing import Annotated, TypeVar
+
+from fastapi import Header, Request, Response
+from pydantic import BaseModel
+
+from serve_app.api.deps import Services
+from serve_app.errors import (
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    IdempotencyKeyReused,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    PayloadError,
+    PayloadTooLarge,
+    Unauthorized,
+    UnsupportedMedia,
+)
+from serve_app.services.writing import Once
+from serve_app.storage.idempotency import Replayed, WriteKey
+
+ResultT = TypeVar("ResultT")
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+IdempotencyKeyHeader = Annotated[
+    str | None,
+    Header(
+        description="Makes the write happen once however often it is sent: repetitions within 24 hours get the first answer"
+        " (with `Idempotent-Replayed: true`). Any text of up to 255 visible ASCII characters."
+    ),
+]
+
+
+def once(
+    request: Request, services: Services, fields: BaseModel | None, render: Callable[[ResultT], BaseModel], status: int
+) -> Once[ResultT]:
+    """How often this request may write, and the answer to keep. Raises InvalidRequest for a malformed key."""
+
+    def rendered(result: ResultT) -> tuple[int, bytes]:
+        return status, render(result).model_dump_json().encode()
+
+    given = request.headers.get("idempotency-key")
+    if given is None:
+        return Once(None, rendered)
+    if not _KEY.fullmatch(given):
+        raise InvalidRequest("The Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    # The client's key is part: nobody gets another client's answer.
+    key = hashlib.sha256(f"{services.api_key}\n{given}".encode()).digest()
+    return Once(WriteKey(key, _fingerprint(request, fields)), rendered)
+
+
+def _fingerprint(request: Request, fields: BaseModel | None) -> bytes:
+    digest = hashlib.sha256(f"{request.method} {request.url.path}?{request.url.query}\n".encode("utf-8", "surrogateescape"))
+    if fields is not None:
+        digest.update(json.dumps(fields.model_dump(), default=_digest, sort_keys=True).encode())
+    return digest.digest()
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
+
+
+async def on_replayed(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Replayed)
+    return Response(
+        error.response, error.status, headers={"Idempotent-Replayed": "true"}, media_type="application/json"
+    )
+
+
+async def idempotency_header(idempotency_key: IdempotencyKeyHeader = None) -> None:
+    """For the OpenAPI document; `once` reads it."""
+
+
+READ_ERRORS = (Unauthorized, NotFound, InvalidRequest, DatabaseUnavailable, Overloaded, InternalError)
+WRITE_ERRORS = (
+    Unauthorized,
+    PayloadError,
+    PayloadTooLarge,
+    UnsupportedMedia,
+    InvalidRequest,
+    NotFound,
+    IdempotencyKeyReused,
+    DatabaseUnavailable,
+    Overloaded,
+    DeadlineExceeded,
+    InternalError,
+)

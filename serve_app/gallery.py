@@ -1,0 +1,77 @@
+"""The gallery: everything that stands on Postgres and the object store, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from config.settings import Settings
+from serve_app.faces import OperatingPoint
+from serve_app.local import dsn
+from serve_app.people import EmbeddingContract
+from serve_app.services.collections import Collections
+from serve_app.services.enrolment import Enrolment
+from serve_app.services.erasure import Eraser
+from serve_app.services.housekeeping import Housekeeping
+from serve_app.services.models import ModelInfo
+from serve_app.services.people import People
+from serve_app.services.pipeline import FacePipeline
+from serve_app.services.review import ReviewLimits
+from serve_app.services.search import PersonSearch
+from serve_app.storage.database import Database, Dsn
+from serve_app.storage.objects import ObjectStore
+
+_SPLIT_BELOW = 0.3
+"""Where a model has no operating point: see faces.templates_of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    database: Database
+    objects: ObjectStore
+    collections: Collections
+    people: People
+    enrolment: Enrolment
+    search: PersonSearch
+    housekeeping: Housekeeping
+
+    async def close(self) -> None:
+        await self.housekeeping.stop()
+        await self.database.close()
+        await self.objects.close()
+
+
+def open_gallery(settings: Settings, pipeline: FacePipeline, model: ModelInfo, database_dsn: Dsn, objects: ObjectStore) -> Gallery:
+    """Connects to nothing yet: the first request does."""
+    database = Database(database_dsn, settings.database_pool_size)
+    eraser = Eraser(database, objects)
+    contract = contract_of(model)
+    split_below = split_below_of(model.point)
+    return Gallery(
+        database=database,
+        objects=objects,
+        collections=Collections(database, eraser, contract),
+        people=People(database, eraser, split_below),
+        enrolment=Enrolment(
+            pipeline, database, objects, contract, model.point, ReviewLimits(), split_below, settings.max_workers
+        ),
+        search=PersonSearch(pipeline, database, contract, model.point),
+        housekeeping=Housekeeping(database, eraser),
+    )
+
+
+def contract_of(model: ModelInfo) -> EmbeddingContract:
+    return EmbeddingContract(model.embedding_model, model.dim, model.recognizer.preprocessing)
+
+
+def split_below_of(point: OperatingPoint | None) -> float:
+    """Below what similarity two faces of one person get templates of their own: where the model would not even suggest that
+    they are one person."""
+    return point.suggest_threshold if point else _SPLIT_BELOW
+
+
+def database_dsn(settings: Settings) -> Dsn:
+    """DATABASE_URL, else the address of the embedded server, read anew for each connection."""
+    url = settings.database_url
+    if url is not None:
+        return url.get_secret_value
+    return lambda: dsn(settings.data_dir / "postgres")

@@ -1,0 +1,84 @@
+"""Erasure: what a deletion removed, and the objects that are deleted after it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+
+from serve_app.errors import DatabaseUnavailable, ObjectStoreUnavailable, Overloaded
+from serve_app.people import Erased
+from serve_app.services.writing import Once
+from serve_app.storage import objects_outbox
+from serve_app.storage.database import Database
+from serve_app.storage.objects import ObjectStore
+
+logger = logging.getLogger("ray.serve")
+
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Counts of what was removed. `remaining_rows`: rows of it that a second look after the deletion still found; 0.
+    `objects_pending`: pictures and crops that are unreachable already, and deleted as soon as
+    the object store answers; counted anew after the deletion."""
+
+    collections: int
+    persons: int
+    faces: int
+    embeddings: int
+    templates: int
+    images: int
+    crops: int
+    remaining_rows: int
+    objects_pending: int
+    object_keys: tuple[str, ...] = field(default=(), repr=False)
+
+    @staticmethod
+    def of(erased: Erased, remaining_rows: int, *, collections: int = 0) -> Receipt:
+        return Receipt(
+            collections,
+            erased.persons,
+            erased.faces,
+            erased.embeddings,
+            erased.templates,
+            erased.images,
+            erased.crops,
+            remaining_rows,
+            len(erased.object_keys),
+            erased.object_keys,
+        )
+
+
+class Eraser:
+    """Deletes the objects of the outbox."""
+
+    def __init__(self, database: Database, objects: ObjectStore) -> None:
+        self._database = database
+        self._objects = objects
+
+    async def finish(self, receipt: Receipt, once: Once[Receipt]) -> Receipt:
+        """Deletes the receipt's objects and looks again. The deletion is committed: what fails here is only put off."""
+        if not receipt.object_keys:
+            return receipt
+        try:
+            await self.sweep()
+            async with self._database.connection() as connection:
+                pending = await objects_outbox.still_pending(connection, receipt.object_keys)
+            receipt = replace(receipt, objects_pending=pending)
+            await once.amend(self._database, receipt)
+        except (ObjectStoreUnavailable, DatabaseUnavailable, Overloaded) as error:
+            logger.warning("objects of a deletion remain for later: %s", error.detail)
+        return receipt
+
+    async def sweep(self) -> int:
+        """Deletes what waits in the outbox; returns how many. Raises ObjectStoreUnavailable, DatabaseUnavailable."""
+        total = 0
+        while True:
+            async with self._database.transaction() as tx:
+                keys = await objects_outbox.claim(tx, _BATCH)
+                if not keys:
+                    return total
+                await self._objects.delete_many(keys)
+                await objects_outbox.done(tx, keys)
+                total += len(keys)

@@ -1,0 +1,147 @@
+"""Collections: rows, contracts, and their vector tables."""
+
+from __future__ import annotations
+
+import asyncpg
+
+from serve_app.errors import AlreadyExists, NotFound
+from serve_app.people import Collection, CollectionSize, EmbeddingContract, Erased, Metadata
+from serve_app.storage import objects_outbox, vectors
+from serve_app.storage.database import Connection, Row
+
+_COLUMNS = """
+    SELECT c.key, c.id, c.name, c.metadata, c.model_key, m.name AS model, m.dim, c.preprocessing, c.search_mode,
+           c.created_at, c.updated_at
+    FROM collections c JOIN embedding_models m ON m.key = c.model_key
+"""
+
+
+async def create(tx: Connection, collection_id: str, name: str, metadata: Metadata, contract: EmbeddingContract) -> Collection:
+    """Raises AlreadyExists for an id that is taken."""
+    model_key = await _model_key(tx, contract)
+    try:
+        await tx.execute(
+            "INSERT INTO collections (id, name, metadata, model_key, preprocessing) VALUES ($1, $2, $3, $4, $5)",
+            collection_id, name, metadata, model_key, contract.preprocessing,
+        )  # fmt: skip
+    except asyncpg.UniqueViolationError as error:
+        raise AlreadyExists(f"There is a collection {collection_id!r} already.", collection_id=collection_id) from error
+    collection = await get(tx, collection_id)
+    await vectors.create_partitions(tx, collection)
+    return collection
+
+
+async def _model_key(tx: Connection, contract: EmbeddingContract) -> int:
+    key = await tx.fetchval(
+        # The update takes the row's lock: of two first collections of a model one makes the tables, the other waits.
+        "INSERT INTO embedding_models (name, dim) VALUES ($1, $2)"
+        " ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING key",
+        contract.model,
+        contract.dim,
+    )
+    await vectors.create_model_tables(tx, key, contract.dim)
+    return int(key)
+
+
+async def get(connection: Connection, collection_id: str) -> Collection:
+    """Raises NotFound."""
+    row = await connection.fetchrow(_COLUMNS + " WHERE c.id = $1", collection_id)
+    if row is None:
+        raise _missing(collection_id)
+    return _collection(row)
+
+
+async def lock(tx: Connection, collection_id: str, *, for_deletion: bool = False) -> Collection:
+    """The collection, kept from being deleted until the transaction ends; with `for_deletion` from being written to.
+
+    Always the first lock of a transaction. Raises NotFound.
+    """
+    mode = "UPDATE" if for_deletion else "KEY SHARE"
+    row = await tx.fetchrow(f"{_COLUMNS} WHERE c.id = $1 FOR {mode} OF c", collection_id)
+    if row is None:
+        raise _missing(collection_id)
+    return _collection(row)
+
+
+async def page(connection: Connection, after: str | None, limit: int) -> list[Collection]:
+    """Ordered by id."""
+    rows = await connection.fetch(_COLUMNS + " WHERE c.id > $1 ORDER BY c.id LIMIT $2", after or "", limit)
+    return [_collection(row) for row in rows]
+
+
+async def all_collections(connection: Connection) -> list[Collection]:
+    return [_collection(row) for row in await connection.fetch(_COLUMNS + " ORDER BY c.key")]
+
+
+async def update(tx: Connection, collection_id: str, name: str | None, metadata: Metadata | None) -> Collection:
+    """Raises NotFound."""
+    await lock(tx, collection_id)
+    await tx.execute(
+        "UPDATE collections SET name = coalesce($2, name), metadata = coalesce($3, metadata), updated_at = now() WHERE id = $1",
+        collection_id,
+        name,
+        metadata,
+    )
+    return await get(tx, collection_id)
+
+
+async def set_search_mode(connection: Connection, collection: Collection, mode: str) -> None:
+    await connection.execute("UPDATE collections SET search_mode = $2 WHERE key = $1", collection.key, mode)
+
+
+async def size(connection: Connection, collection: Collection) -> CollectionSize:
+    row = await connection.fetchrow(
+        "SELECT (SELECT count(*) FROM persons WHERE collection_key = $1) AS persons,"
+        " (SELECT count(*) FROM faces WHERE collection_key = $1) AS faces,"
+        " (SELECT count(*) FROM images WHERE collection_key = $1) AS images",
+        collection.key,
+    )
+    assert row is not None
+    return CollectionSize(row["persons"], row["faces"], row["images"])
+
+
+async def delete(tx: Connection, collection: Collection) -> Erased:
+    """The collection must be locked for deletion. Its objects are handed to the outbox."""
+    embeddings, templates = await vectors.drop_partitions(tx, collection)
+    rows = await tx.fetch("DELETE FROM faces WHERE collection_key = $1 RETURNING crop_key", collection.key)
+    crops = [row["crop_key"] for row in rows if row["crop_key"] is not None]
+    images = await tx.fetch("DELETE FROM images WHERE collection_key = $1 RETURNING object_key", collection.key)
+    persons = await tx.execute("DELETE FROM persons WHERE collection_key = $1", collection.key)
+    await tx.execute("DELETE FROM collections WHERE key = $1", collection.key)
+    keys = (*(row["object_key"] for row in images), *crops)
+    await objects_outbox.add(tx, keys)
+    return Erased(vectors.affected(persons), len(rows), embeddings, templates, len(images), len(crops), keys)
+
+
+async def remaining_rows(connection: Connection, collection: Collection) -> int:
+    """Rows and tables of a deleted collection that are still there."""
+    tables = vectors.VectorTables.of(collection)
+    return int(
+        await connection.fetchval(
+            "SELECT (SELECT count(*) FROM persons WHERE collection_key = $1)"
+            " + (SELECT count(*) FROM faces WHERE collection_key = $1)"
+            " + (SELECT count(*) FROM images WHERE collection_key = $1)"
+            " + (to_regclass($2) IS NOT NULL)::int + (to_regclass($3) IS NOT NULL)::int",
+            collection.key,
+            tables.embeddings,
+            tables.templates,
+        )
+    )
+
+
+def _missing(collection_id: str) -> NotFound:
+    return NotFound(f"There is no collection {collection_id!r}.", collection_id=collection_id)
+
+
+def _collection(row: Row) -> Collection:
+    return Collection(
+        row["key"],
+        row["id"],
+        row["name"],
+        row["metadata"],
+        row["model_key"],
+        EmbeddingContract(row["model"], row["dim"], row["preprocessing"]),
+        row["search_mode"],
+        row["created_at"],
+        row["updated_at"],
+    )

@@ -1,0 +1,137 @@
+"""What keeps search fast: when a collection changes its path, and the index of its templates."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import UUID
+
+import asyncpg
+
+from serve_app.faces import FloatArray
+from serve_app.people import Collection
+from serve_app.storage import collections, search, vectors
+from serve_app.storage.database import Connection
+from serve_app.storage.vectors import VectorTables
+
+_MAINTENANCE_LOCK = 0x6B6C6D61696E74
+
+HNSW_M = 16
+HNSW_EF_CONSTRUCTION = 64
+
+
+@dataclass(frozen=True, slots=True)
+class IndexState:
+    """`bytes` and `valid` of the HNSW index; None where there is none. `dead`: dead tuples of the templates' table."""
+
+    templates: int
+    faces: int
+    index_bytes: int | None
+    index_valid: bool | None
+    table_bytes: int
+    dead: int
+
+
+@asynccontextmanager
+async def only_one(connection: Connection) -> AsyncIterator[bool]:
+    """Whether this process may maintain; others get False. The connection must be a dedicated one."""
+    mine = bool(await connection.fetchval("SELECT pg_try_advisory_lock($1)", _MAINTENANCE_LOCK))
+    try:
+        yield mine
+    finally:
+        if mine:
+            await connection.execute("SELECT pg_advisory_unlock($1)", _MAINTENANCE_LOCK)
+
+
+async def choose_search_mode(connection: Connection, collection: Collection) -> str:
+    """Brings `search_mode` and the index in line with the collection's size; returns the mode.
+
+    Builds the index without blocking writers, which takes minutes for a million templates. Needs autocommit.
+    """
+    try:
+        return await _choose_search_mode(connection, collection)
+    except asyncpg.UndefinedTableError:
+        # Deleted since it was listed.
+        return collection.search_mode
+
+
+async def _choose_search_mode(connection: Connection, collection: Collection) -> str:
+    tables = VectorTables.of(collection)
+    faces = await _count_up_to(connection, tables.embeddings, search.EXACT_MAX_FACES)
+    # Back only well below the border, so that a collection near it does not change with each face.
+    if faces <= search.EXACT_MAX_FACES and (collection.search_mode == "exact" or faces > search.EXACT_MAX_FACES // 2):
+        return collection.search_mode
+    if faces <= search.EXACT_MAX_FACES // 2:
+        await collections.set_search_mode(connection, collection, "exact")
+        await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {tables.index}")
+        return "exact"
+    templates = await _count_up_to(connection, tables.templates, search.HNSW_MIN_TEMPLATES)
+    state = await _index_valid(connection, tables.index)
+    if templates > search.HNSW_MIN_TEMPLATES and state is not True:
+        if state is False:
+            # What a build that was interrupted leaves behind.
+            await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {tables.index}")
+        await build_index(connection, collection)
+    if collection.search_mode != "templates":
+        await connection.execute(f"ANALYZE {tables.embeddings}, {tables.templates}")
+        await collections.set_search_mode(connection, collection, "templates")
+    return "templates"
+
+
+async def build_index(connection: Connection, collection: Collection) -> None:
+    tables = VectorTables.of(collection)
+    await connection.execute(
+        f"CREATE INDEX CONCURRENTLY {tables.index} ON {tables.templates} USING hnsw (embedding halfvec_ip_ops)"
+        f" WITH (m = {HNSW_M}, ef_construction = {HNSW_EF_CONSTRUCTION})"
+    )
+
+
+async def reindex(connection: Connection, collection: Collection) -> None:
+    """A fresh index beside the old one, then dead tuples away: a plain VACUUM would repair the old graph one by one."""
+    tables = VectorTables.of(collection)
+    await connection.execute(f"REINDEX INDEX CONCURRENTLY {tables.index}")
+    await connection.execute(f"VACUUM (ANALYZE) {tables.templates}")
+
+
+async def index_state(connection: Connection, collection: Collection) -> IndexState:
+    tables = VectorTables.of(collection)
+    row = await connection.fetchrow(
+        f"SELECT (SELECT count(*) FROM {tables.templates}) AS templates, (SELECT count(*) FROM {tables.embeddings}) AS faces,"  # noqa: S608
+        " pg_relation_size(to_regclass($1)) AS index_bytes, pg_total_relation_size($2::regclass) AS table_bytes,"
+        " coalesce((SELECT n_dead_tup FROM pg_stat_all_tables WHERE relid = $2::regclass), 0) AS dead",
+        tables.index,
+        tables.templates,
+    )
+    assert row is not None
+    valid = await _index_valid(connection, tables.index)
+    return IndexState(row["templates"], row["faces"], row["index_bytes"], valid, row["table_bytes"], row["dead"])
+
+
+async def sample_embeddings(connection: Connection, collection: Collection, count: int) -> list[tuple[UUID, FloatArray]]:
+    """Up to `count` faces with a person, at random: person id and (D,) float32 embedding."""
+    tables = VectorTables.of(collection)
+    rows = await connection.fetch(
+        # Blocks first: sorting a million rows by random() takes seconds.
+        f"SELECT person_id, embedding FROM (SELECT person_id, embedding FROM {tables.embeddings}"  # noqa: S608
+        " TABLESAMPLE SYSTEM ($2) WHERE person_id IS NOT NULL) AS sampled ORDER BY random() LIMIT $1",
+        count,
+        await _sample_percent(connection, tables.embeddings, count),
+    )
+    embeddings = vectors.stack([row["embedding"] for row in rows], collection.contract.dim)
+    return [(row["person_id"], embedding) for row, embedding in zip(rows, embeddings, strict=True)]
+
+
+async def _sample_percent(connection: Connection, table: str, count: int) -> float:
+    rows = int(await connection.fetchval(f"SELECT count(*) FROM {table}"))  # noqa: S608
+    # Ten times as many as wanted: blocks are sampled whole, and neighbours are often of one person.
+    return 100.0 if rows <= 10 * count else 1000.0 * count / rows
+
+
+async def _count_up_to(connection: Connection, table: str, limit: int) -> int:
+    return int(await connection.fetchval(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT {limit + 1:d}) AS counted"))  # noqa: S608
+
+
+async def _index_valid(connection: Connection, index: str) -> bool | None:
+    valid: bool | None = await connection.fetchval("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)", index)
+    return valid

@@ -1,0 +1,1 @@
+"""Versioned migrations, run by Alembic under an advisory lock (`storage.schema.upgrade`)."""

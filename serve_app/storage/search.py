@@ -1,0 +1,212 @@
+"""Similarity search: the persons nearest to a probe, each by its best face.
+
+Two paths, by `collections.search_mode`:
+
+`exact`: every face of the collection is compared. Up to `EXACT_MAX_FACES`, where that takes milliseconds.
+
+`templates`: the probe is compared with the persons' templates, through an HNSW index where there are enough of them, and the
+nearest candidates are ranked by their best face. A filter that selects few persons or faces is searched exactly among those;
+whatever still comes back with fewer persons than asked for is searched exactly again. So an answer is short only when there
+is nobody else.
+
+Candidates are a multiple of what is asked for: a person's best face may be nearer than its template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from serve_app.faces import FloatArray
+from serve_app.people import Candidate, Collection, SearchFilter
+from serve_app.storage.database import Connection, Row
+from serve_app.storage.vectors import VectorTables
+
+EXACT_MAX_FACES = 10_000
+"""Faces up to which a collection is searched exactly: under 10 ms at 512 dimensions."""
+HNSW_MIN_TEMPLATES = 4_000
+"""Templates from which an index pays; below it a scan of the templates takes 3 ms and misses nobody."""
+SELECTIVE_PERSONS = 2_000
+SELECTIVE_FACES = 10_000
+"""A filter that leaves no more is searched exactly among what it leaves."""
+
+_CANDIDATE_STEPS = (50, 200, 1000, 5000)
+"""LIMITs of the candidate query. Literals: for a parameter the planner assumes a tenth of the table and scans it."""
+_CANDIDATES_PER_RESULT = 4
+
+
+@dataclass(slots=True)
+class _Query:
+    """SQL conditions with the values of their parameters."""
+
+    values: list[object] = field(default_factory=list)
+
+    def bind(self, value: object) -> str:
+        self.values.append(value)
+        return f"${len(self.values)}"
+
+
+async def nearest(
+    connection: Connection, collection: Collection, probe: FloatArray, top_k: int, wanted: SearchFilter
+) -> list[Candidate]:
+    """Up to `top_k` persons by falling similarity. `probe`: (D,) float32, unit norm."""
+    if collection.search_mode == "exact" or wanted.person_ids is not None:
+        return await exact(connection, collection, probe, top_k, wanted)
+    if wanted.metadata and await _at_most(connection, _matching_persons(collection, wanted), SELECTIVE_PERSONS):
+        return await exact(connection, collection, probe, top_k, wanted)
+    if wanted.by_date and await _at_most(connection, _matching_faces(collection, wanted), SELECTIVE_FACES):
+        return await exact(connection, collection, probe, top_k, wanted)
+    found = await by_templates(connection, collection, probe, top_k, wanted)
+    if len(found) < top_k and not await _all_found(connection, collection, len(found), wanted):
+        return await exact(connection, collection, probe, top_k, wanted)
+    return found
+
+
+async def exact(
+    connection: Connection, collection: Collection, probe: FloatArray, top_k: int, wanted: SearchFilter
+) -> list[Candidate]:
+    sql, values = exact_sql(collection, probe, top_k, wanted)
+    return [_candidate(row) for row in await connection.fetch(sql, *values)]
+
+
+async def by_templates(
+    connection: Connection, collection: Collection, probe: FloatArray, top_k: int, wanted: SearchFilter
+) -> list[Candidate]:
+    sql, values = templates_sql(collection, probe, top_k, wanted)
+    return [_candidate(row) for row in await connection.fetch(sql, *values)]
+
+
+def exact_sql(collection: Collection, probe: FloatArray, top_k: int, wanted: SearchFilter) -> tuple[str, list[object]]:
+    query = _Query()
+    vector = query.bind(probe)
+    conditions = ["e.person_id IS NOT NULL", *_face_conditions(query, "e", wanted)]
+    if wanted.metadata:
+        conditions.append(
+            "e.person_id = ANY(ARRAY(SELECT id FROM persons"
+            f" WHERE collection_key = {collection.key:d} AND metadata @> {query.bind(wanted.metadata)}))"
+        )
+    return _ranked(collection, vector, conditions, query.bind(top_k)), query.values
+
+
+def templates_sql(collection: Collection, probe: FloatArray, top_k: int, wanted: SearchFilter) -> tuple[str, list[object]]:
+    query = _Query()
+    vector = query.bind(probe)
+    limit = next((step for step in _CANDIDATE_STEPS if step >= top_k * _CANDIDATES_PER_RESULT), _CANDIDATE_STEPS[-1])
+    conditions = []
+    if wanted.exclude_person_ids:
+        conditions.append(f"t.person_id <> ALL({query.bind(list(wanted.exclude_person_ids))}::uuid[])")
+    if wanted.metadata:
+        conditions.append(
+            f"EXISTS (SELECT 1 FROM persons p WHERE p.id = t.person_id AND p.metadata @> {query.bind(wanted.metadata)})"
+        )
+    if wanted.by_date:
+        dates = " AND ".join(_date_conditions(query, "f", wanted))
+        conditions.append(f"EXISTS (SELECT 1 FROM faces f WHERE f.person_id = t.person_id AND {dates})")
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    candidates = (
+        f"SELECT t.person_id FROM {VectorTables.of(collection).templates} t {where}"  # noqa: S608
+        f" ORDER BY t.embedding <#> {vector} LIMIT {limit:d}"
+    )
+    # As an array, not a join: a join of unknown size makes the planner read every face.
+    faces = [f"e.person_id = ANY(ARRAY({candidates}))", *_face_conditions(query, "e", wanted)]
+    return _ranked(collection, vector, faces, query.bind(top_k)), query.values
+
+
+async def similarity_to_person(
+    connection: Connection, collection: Collection, probe: FloatArray, person_id: UUID
+) -> Candidate | None:
+    """The person by its best face; None when it has no face."""
+    found = await exact(connection, collection, probe, 1, SearchFilter(person_ids=(person_id,)))
+    return found[0] if found else None
+
+
+async def exact_templates(
+    connection: Connection, collection: Collection, probe: FloatArray, limit: int
+) -> list[tuple[UUID, float]]:
+    """The nearest templates without the index, for `kinlens db check`: an expression is not what was indexed."""
+    rows = await connection.fetch(
+        f"SELECT person_id, -(embedding <#> $1) AS similarity FROM {VectorTables.of(collection).templates}"  # noqa: S608
+        " ORDER BY (embedding <#> $1) + 0 LIMIT $2",
+        probe,
+        limit,
+    )
+    return [(row["person_id"], row["similarity"]) for row in rows]
+
+
+def _ranked(collection: Collection, vector: str, conditions: Sequence[str], top_k: str) -> str:
+    """Each person's best face among those that fulfil the conditions, the best persons first."""
+    return f"""
+        SELECT best.person_id, best.face_id, best.similarity, p.external_id, p.name, p.metadata
+        FROM (
+            SELECT * FROM (
+                SELECT DISTINCT ON (e.person_id) e.person_id, e.face_id, -(e.embedding <#> {vector}) AS similarity
+                FROM {VectorTables.of(collection).embeddings} e
+                WHERE {" AND ".join(conditions)}
+                ORDER BY e.person_id, e.embedding <#> {vector}, e.face_id
+            ) AS each_person
+            ORDER BY similarity DESC, person_id
+            LIMIT {top_k}
+        ) AS best
+        JOIN persons p ON p.id = best.person_id
+        ORDER BY best.similarity DESC, best.person_id
+    """  # noqa: S608
+
+
+def _face_conditions(query: _Query, alias: str, wanted: SearchFilter) -> list[str]:
+    conditions = []
+    if wanted.person_ids is not None:
+        conditions.append(f"{alias}.person_id = ANY({query.bind(list(wanted.person_ids))}::uuid[])")
+    if wanted.exclude_person_ids:
+        conditions.append(f"{alias}.person_id <> ALL({query.bind(list(wanted.exclude_person_ids))}::uuid[])")
+    if wanted.by_date:
+        dates = " AND ".join(_date_conditions(query, "d", wanted))
+        conditions.append(f"EXISTS (SELECT 1 FROM faces d WHERE d.id = {alias}.face_id AND {dates})")
+    return conditions
+
+
+def _date_conditions(query: _Query, alias: str, wanted: SearchFilter) -> list[str]:
+    conditions = []
+    if wanted.taken_from is not None:
+        conditions.append(f"{alias}.taken_at >= {query.bind(wanted.taken_from)}")
+    if wanted.taken_to is not None:
+        conditions.append(f"{alias}.taken_at < {query.bind(wanted.taken_to)}")
+    return conditions
+
+
+def _matching_persons(collection: Collection, wanted: SearchFilter) -> tuple[str, list[object]]:
+    query = _Query()
+    metadata = query.bind(wanted.metadata)
+    return f"SELECT 1 FROM persons WHERE collection_key = {collection.key:d} AND metadata @> {metadata}", query.values  # noqa: S608
+
+
+def _matching_faces(collection: Collection, wanted: SearchFilter) -> tuple[str, list[object]]:
+    query = _Query()
+    dates = " AND ".join(_date_conditions(query, "f", wanted))
+    return f"SELECT 1 FROM faces f WHERE f.collection_key = {collection.key:d} AND {dates}", query.values  # noqa: S608
+
+
+async def _at_most(connection: Connection, matching: tuple[str, list[object]], limit: int) -> bool:
+    sql, values = matching
+    count = await connection.fetchval(f"SELECT count(*) FROM ({sql} LIMIT {limit + 1:d}) AS counted", *values)  # noqa: S608
+    return int(count) <= limit
+
+
+async def _all_found(connection: Connection, collection: Collection, found: int, wanted: SearchFilter) -> bool:
+    """Whether an unfiltered search that came back short has found everybody there is."""
+    if not wanted.empty:
+        return False
+    templates = VectorTables.of(collection).templates
+    return int(await connection.fetchval(f"SELECT count(DISTINCT person_id) FROM {templates}")) <= found  # noqa: S608
+
+
+def _candidate(row: Row) -> Candidate:
+    return Candidate(
+        row["person_id"],
+        row["external_id"],
+        row["name"],
+        row["metadata"],
+        row["face_id"],
+        # Rounding of halfs can end a hair above 1.
+        max(-1.0, min(1.0, float(row["similarity"]))),
+    )

@@ -1,0 +1,137 @@
+"""The API over ASGI on a real Postgres and a real object store; only the two models are fakes. Each test has a database of
+its own, copied from a migrated one."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from serve_app.api.app import create_api
+from serve_app.api.deps import Secrets, Services
+from serve_app.gallery import Gallery
+from serve_app.storage import schema
+from serve_app.storage.local_objects import LocalObjectStore
+from serve_app.storage.objects import ObjectStore
+from tests.api.conftest import KEY, FakeDetector, FakeEmbedder, make_services
+from tests.storage.object_servers import *  # noqa: F403  fixtures
+from tests.storage.postgres_server import postgres_server  # noqa: F401  fixture
+
+TEMPLATE = "kinlens_tests_template"
+
+
+def with_database(dsn: str, name: str) -> str:
+    return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
+
+
+async def execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(scope="session")
+def template_dsn(postgres_server: str) -> str:  # noqa: F811
+    asyncio.run(execute(postgres_server, f"CREATE DATABASE {TEMPLATE}"))
+    schema.upgrade(with_database(postgres_server, TEMPLATE))
+    return postgres_server
+
+
+@pytest.fixture
+async def database_dsn(template_dsn: str) -> AsyncIterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    await execute(template_dsn, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
+    yield with_database(template_dsn, name)
+    await execute(template_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@dataclass
+class StoredWorld:
+    """What a test may look at and change."""
+
+    detector: FakeDetector
+    embedder: FakeEmbedder
+    services: Services
+    api: FastAPI
+    client: httpx.AsyncClient
+    dsn: str
+    folder: Path
+
+    @property
+    def gallery(self) -> Gallery:
+        return self.services.gallery
+
+    async def collection(self, name: str = "people") -> str:
+        """A new collection; its address."""
+        response = await self.client.post("/api/v1/collections", json={"id": name})
+        assert response.status_code == 201, response.text
+        return f"/api/v1/collections/{name}"
+
+    async def person(self, collection: str, **fields: object) -> str:
+        response = await self.client.post(f"{collection}/persons", json=fields)
+        assert response.status_code == 201, response.text
+        identifier: str = response.json()["id"]
+        return identifier
+
+    async def enrol_vector(self, collection: str, person_id: str, *vectors: list[float], **fields: object) -> list[str]:
+        response = await self.client.post(
+            f"{collection}/persons/{person_id}/faces",
+            json={"embeddings": vectors, "model": "fake-model", "review": False, **fields},
+        )
+        assert response.status_code == 201, response.text
+        return [face["id"] for face in response.json()["faces"]]
+
+    async def rows(self, query: str, *args: object) -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(self.dsn)
+        try:
+            found: list[asyncpg.Record] = await connection.fetch(query, *args)
+            return found
+        finally:
+            await connection.close()
+
+    async def object_keys(self) -> set[str]:
+        return {info.key async for info in self.gallery.objects.list("collections")}
+
+
+MakeStoredWorld = Callable[..., StoredWorld]
+
+
+@pytest.fixture
+async def make_stored(database_dsn: str, tmp_path: Path) -> AsyncIterator[MakeStoredWorld]:
+    worlds: list[StoredWorld] = []
+
+    def make(*, objects: ObjectStore | None = None, dsn: str | None = None, **settings: object) -> StoredWorld:
+        detector, embedder = FakeDetector(), FakeEmbedder()
+        store = objects or LocalObjectStore(tmp_path / "objects", Secrets.of(KEY).object_urls)
+        address = dsn or database_dsn
+        services = make_services(detector, embedder, {"data_dir": tmp_path, **settings}, lambda: address, store)
+        api = create_api(services)
+        client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(api, raise_app_exceptions=False),
+            base_url="http://test",
+            headers={"Authorization": f"Bearer {KEY}"},
+        )
+        worlds.append(StoredWorld(detector, embedder, services, api, client, address, tmp_path))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        await world.client.aclose()
+        await world.gallery.close()
+
+
+@pytest.fixture
+async def stored(make_stored: MakeStoredWorld) -> StoredWorld:
+    world = make_stored()
+    await world.gallery.objects.prepare()
+    return world
