@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from config.settings import Settings
+from serve_app.backends import prepare_objects, running_database
 from serve_app.environment import RAY_ENVIRONMENT
 from serve_app.errors import ConfigurationError
 from serve_app.keys import ApiKey, load_or_create_api_key
@@ -88,7 +89,12 @@ def up(
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigurationError(f"DATA_DIR {settings.data_dir} cannot be made: {error.strerror}.") from error
-    with Instance(config_path, address, _state_path(settings)) as instance:
+    with ExitStack() as stack:
+        with _step("database: start, bring to the newest schema"):
+            stack.enter_context(running_database(settings, supervised=True))
+        with _step("object store: prepare"):
+            prepare_objects(settings)
+        instance = stack.enter_context(Instance(config_path, address, _state_path(settings)))
         args = load_config(config_path, address).applications[0].args
         pack = args.get("model_pack") or settings.model_pack
         with _step(f"model pack {pack}: find, verify, prepare"):

@@ -40,7 +40,9 @@ class Gallery:
         await self.objects.close()
 
 
-def open_gallery(settings: Settings, pipeline: FacePipeline, model: ModelInfo, database_dsn: Dsn, objects: ObjectStore) -> Gallery:
+def open_gallery(
+    settings: Settings, pipeline: FacePipeline, model: ModelInfo, database_dsn: Dsn, objects: ObjectStore
+) -> Gallery:
     """Connects to nothing yet: the first request does."""
     database = Database(database_dsn, settings.database_pool_size)
     eraser = Eraser(database, objects)

@@ -15,9 +15,11 @@ from ray.serve.handle import DeploymentHandle
 from config.settings import Settings
 from serve_app.api.app import create_api
 from serve_app.api.deps import Admission, Secrets, Services
+from serve_app.backends import ensure_database
 from serve_app.gallery import database_dsn, open_gallery
 from serve_app.images import ImageLimits
 from serve_app.keys import load_or_create_api_key
+from serve_app.local import EmbeddedPostgres
 from serve_app.remote import RemoteDetector, RemoteEmbedder
 from serve_app.services.fetching import ImageFetcher
 from serve_app.services.models import ModelInfo
@@ -72,6 +74,7 @@ class Ingress:
         own = Settings(data_dir=settings.data_dir)
         api_key = load_or_create_api_key(own).value
         secrets = Secrets.of(api_key)
+        self._postgres = ensure_database(own)
         self._services = Services(
             settings=settings,
             api_key=api_key,
@@ -81,11 +84,15 @@ class Ingress:
             model=model,
             admission=Admission(max_in_flight),
             started_at=time.monotonic(),
-            gallery=open_gallery(
-                settings, pipeline, model, database_dsn(own), open_object_store(own, secrets.object_urls)
-            ),
+            gallery=open_gallery(settings, pipeline, model, database_dsn(own), open_object_store(own, secrets.object_urls)),
             secrets=secrets,
         )
+
+    def __del__(self) -> None:
+        # The last one out stops the embedded server.
+        postgres: EmbeddedPostgres | None = getattr(self, "_postgres", None)
+        if postgres is not None:
+            postgres.leave()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve's own middleware echoes X-Request-ID.

@@ -115,7 +115,8 @@ class Programs:
         )
         if done.returncode != 0:
             raise ConfigurationError(f"{program} failed ({done.returncode}): {tail(done.stdout)}")
-        return done.stdout
+        output: str = done.stdout
+        return output
 
     def spawn(self, *arguments: str, cwd: Path, log: int, lock: int) -> int:
         """The process id of a server that is nobody's child: it outlives this process, and init reaps it."""
@@ -139,7 +140,8 @@ class Programs:
         )
         if done.returncode != 0:
             raise ConfigurationError(f"/bin/sh failed ({done.returncode}) in {cwd}.")
-        return done.stdout
+        output: bytes = done.stdout
+        return output
 
     def _child(self, lock: int | None) -> dict[str, Any]:
         options: dict[str, Any] = {

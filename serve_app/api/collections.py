@@ -46,9 +46,7 @@ async def create_collection(request: Request, services: ServicesDep) -> Response
     return answer(collection_answer(created), 201)
 
 
-@router.get(
-    "", response_model=CollectionPage, summary="List collections", responses=problems(*READ_ERRORS, InvalidCursor)
-)
+@router.get("", response_model=CollectionPage, summary="List collections", responses=problems(*READ_ERRORS, InvalidCursor))
 async def list_collections(
     services: ServicesDep, limit: Annotated[int, Query(ge=1, le=1000)] = 100, cursor: str | None = None
 ) -> Response:
@@ -65,9 +63,7 @@ async def list_collections(
     )
 
 
-@router.get(
-    "/{collection_id}", response_model=SizedCollectionAnswer, summary="A collection", responses=problems(*READ_ERRORS)
-)
+@router.get("/{collection_id}", response_model=SizedCollectionAnswer, summary="A collection", responses=problems(*READ_ERRORS))
 async def get_collection(collection_id: str, services: ServicesDep) -> Response:
     """With how much is in it."""
     return answer(_sized(*await services.gallery.collections.get(collection_id)))

@@ -7,16 +7,15 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from serve_app.api.batch import extract_batch
-from serve_app.api.deps import Services, ServicesDep, answer, bounded, read_request
-from serve_app.api.pictures import one_image
+from serve_app.api.deps import ServicesDep, answer, bounded, read_request
 from serve_app.api.openapi import problems, request_body
+from serve_app.api.pictures import one_image
 from serve_app.api.schemas import (
     BatchAnswer,
     BatchFields,
     BatchJsonFields,
     ExtractAnswer,
     ExtractFields,
-    ImageFields,
     VerifyFaceAnswer,
     VerifyFaceFields,
     embedded_faces,

@@ -95,9 +95,7 @@ async def enrol(collection_id: str, person_id: UUID, request: Request, services:
     201 means that picture and row are durable and the face can be found. Of several, those refused are listed; when all are,
     the answer is the first one's problem.
     """
-    fields = await read_request(
-        request, services, EnrolFields, files=frozenset({"files"}), raw_file="files", many="files"
-    )
+    fields = await read_request(request, services, EnrolFields, files=frozenset({"files"}), raw_file="files", many="files")
 
     def render(enrolled: Enrolled) -> EnrolAnswer:
         return enrol_answer(enrolled, services.model.embedding_model, request.state.request_id)
@@ -138,9 +136,7 @@ async def list_faces_of_person(
     return await _page(collection_id, person_id, services, limit, cursor)
 
 
-@router.get(
-    "/faces", response_model=FacePage, summary="List all faces", responses=problems(*READ_ERRORS, InvalidCursor)
-)
+@router.get("/faces", response_model=FacePage, summary="List all faces", responses=problems(*READ_ERRORS, InvalidCursor))
 async def list_faces(
     collection_id: str,
     services: ServicesDep,
@@ -151,9 +147,7 @@ async def list_faces(
     return await _page(collection_id, None, services, limit, cursor)
 
 
-async def _page(
-    collection_id: str, person_id: UUID | None, services: Services, limit: int, cursor: str | None
-) -> Response:
+async def _page(collection_id: str, person_id: UUID | None, services: Services, limit: int, cursor: str | None) -> Response:
     key, listing = services.secrets.cursors, f"faces {collection_id} {person_id}"
     after = None if cursor is None else UUID(decode_cursor(key, listing, cursor))
     found = await services.gallery.people.faces(collection_id, person_id, after, limit + 1)

@@ -128,7 +128,9 @@ class EnrolFields(RequestModel):
 
     files: list[Upload] = Field(default_factory=list, max_length=MAX_ENROL_ITEMS, description="Encoded pictures.")
     images: list[str] = Field(default_factory=list, max_length=MAX_ENROL_ITEMS, description="Pictures as base64 or data URI.")
-    image_urls: list[str] = Field(default_factory=list, max_length=20, description="Where to fetch pictures (ALLOW_IMAGE_URLS).")
+    image_urls: list[str] = Field(
+        default_factory=list, max_length=20, description="Where to fetch pictures (ALLOW_IMAGE_URLS)."
+    )
     embeddings: list[GivenEmbeddingField] = Field(
         default_factory=list, max_length=MAX_ENROL_ITEMS, description="External vectors; `model` says what made them."
     )

@@ -54,15 +54,11 @@ async def create_person(collection_id: str, request: Request, services: Services
     """Without faces yet."""
     fields = await read_request(request, services, PersonFields)
     change = PersonChange(fields.name, fields.metadata, fields.external_id)
-    person = await services.gallery.people.create(
-        collection_id, change, once(request, services, fields, person_answer, 201)
-    )
+    person = await services.gallery.people.create(collection_id, change, once(request, services, fields, person_answer, 201))
     return answer(person_answer(person), 201)
 
 
-@router.get(
-    "/persons", response_model=PersonPage, summary="List persons", responses=problems(*READ_ERRORS, InvalidCursor)
-)
+@router.get("/persons", response_model=PersonPage, summary="List persons", responses=problems(*READ_ERRORS, InvalidCursor))
 async def list_persons(
     collection_id: str,
     services: ServicesDep,

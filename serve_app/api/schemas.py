@@ -245,6 +245,11 @@ class HealthAnswer(Answer):
     uptime_s: float
 
 
+class ReadyAnswer(Answer):
+    database: Literal["ok", "unavailable"]
+    object_store: Literal["ok", "unavailable"]
+
+
 def numbers(vector: FloatArray) -> list[float]:
     values: list[float] = vector.tolist()
     return values

@@ -72,9 +72,7 @@ def _digest(value: object) -> str:
 
 async def on_replayed(_: Request, error: Exception) -> Response:
     assert isinstance(error, Replayed)
-    return Response(
-        error.response, error.status, headers={"Idempotent-Replayed": "true"}, media_type="application/json"
-    )
+    return Response(error.response, error.status, headers={"Idempotent-Replayed": "true"}, media_type="application/json")
 
 
 async def idempotency_header(idempotency_key: IdempotencyKeyHeader = None) -> None:

@@ -171,7 +171,11 @@ class Enrolment:
         accepted = self._drop_twins([one for one in outcomes if isinstance(one, _Prepared)], options, refused)
         if not accepted:
             raise _nothing_enrolled(refused)
-        new_faces = await asyncio.gather(*(self._store(collection, one) for one in accepted))
+        # Sorted, because ids of one millisecond are in no order, and faces are listed by id.
+        ids = sorted(new_id() for _ in accepted)
+        new_faces = await asyncio.gather(
+            *(self._store(collection, face_id, one) for face_id, one in zip(ids, accepted, strict=True))
+        )
         try:
             return await once.run(
                 self._database, lambda tx: self._write(tx, collection_id, person, accepted, new_faces, refused)
@@ -276,9 +280,7 @@ class Enrolment:
                 )
         return problems
 
-    def _drop_twins(
-        self, prepared: Sequence[_Prepared], options: EnrolOptions, refused: list[RefusedItem]
-    ) -> list[_Prepared]:
+    def _drop_twins(self, prepared: Sequence[_Prepared], options: EnrolOptions, refused: list[RefusedItem]) -> list[_Prepared]:
         """Without those that repeat an earlier item of the same request."""
         kept: list[_Prepared] = []
         limit = self._limits.max_similarity_to_own
@@ -299,9 +301,8 @@ class Enrolment:
                 refused.append(RefusedItem(one.index, error))
         return kept
 
-    async def _store(self, collection: Collection, one: _Prepared) -> NewFace:
+    async def _store(self, collection: Collection, face_id: UUID, one: _Prepared) -> NewFace:
         """Puts the picture and the crop; rows come after, so that no row is ever without its objects."""
-        face_id = new_id()
         if one.found is None or one.extraction is None or one.sha256 is None or not isinstance(one.item.source, bytes):
             return NewFace(face_id, one.embedding, one.item.taken_at)
         detections = one.extraction.detections

@@ -149,8 +149,6 @@ class People:
         return sum([await vectors.refresh_templates(tx, collection, one, self._split_below) for one in person_ids])
 
 
-
-
 def _require(wanted: Sequence[UUID], found: Container[UUID], error: Callable[[UUID], NotFound]) -> None:
     for one in wanted:
         if one not in found:

@@ -126,8 +126,7 @@ class PersonSearch:
         extraction, probes = await self._probes(collection_id, probe, extract)
         found = await self._nearest(collection_id, [embedding for _, embedding in probes], 2, wanted)
         results = [
-            identification(face, candidates, point, margin)
-            for (face, _), candidates in zip(probes, found, strict=True)
+            identification(face, candidates, point, margin) for (face, _), candidates in zip(probes, found, strict=True)
         ]
         return IdentifyAnswer(extraction, results, point)
 
@@ -151,9 +150,7 @@ class PersonSearch:
         if threshold is None:
             return self._point
         gap = self._point.threshold - self._point.suggest_threshold if self._point else 0.0
-        return OperatingPoint(
-            self._contract.model, "threshold of the request", threshold, threshold - gap, far=None, frr=None
-        )
+        return OperatingPoint(self._contract.model, "threshold of the request", threshold, threshold - gap, far=None, frr=None)
 
     async def _open(self, connection: Connection, collection_id: str) -> Collection:
         collection = await collections.get(connection, collection_id)

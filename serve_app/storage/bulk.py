@@ -44,7 +44,9 @@ async def load(
     a dedicated connection: it takes as long as it takes. Raises ValueError where the arrays do not fit each other.
     """
     if embeddings.shape != (len(person_of), collection.contract.dim):
-        raise ValueError(f"embeddings {embeddings.shape} do not fit {len(person_of)} faces of {collection.contract.dim} values")
+        raise ValueError(
+            f"embeddings {embeddings.shape} do not fit {len(person_of)} faces of {collection.contract.dim} values"
+        )
     if len(person_of) and not 0 <= int(person_of.min()) <= int(person_of.max()) < len(people):
         raise ValueError("person_of points beyond the persons")
     # By person: a person's faces then lie beside each other, and are read together when it is a candidate.
@@ -140,9 +142,7 @@ def _vectors(
     collection: Collection, face_ids: npt.NDArray[np.void], owners: npt.NDArray[np.void], embeddings: FloatArray
 ) -> Iterator[bytes]:
     keys = np.full(len(face_ids), collection.key)
-    return _rows(
-        len(face_ids), [(">i4", keys), ("V16", face_ids), ("V16", owners), _halfvec(embeddings)]
-    )
+    return _rows(len(face_ids), [(">i4", keys), ("V16", face_ids), ("V16", owners), _halfvec(embeddings)])
 
 
 def _template_rows(
@@ -153,9 +153,7 @@ def _template_rows(
     templates: FloatArray,
 ) -> Iterator[bytes]:
     keys = np.full(len(owners), collection.key)
-    return _rows(
-        len(owners), [(">i4", keys), ("V16", owners), (">i2", ordinals), (">i4", counts), _halfvec(templates)]
-    )
+    return _rows(len(owners), [(">i4", keys), ("V16", owners), (">i2", ordinals), (">i4", counts), _halfvec(templates)])
 
 
 def _halfvec(vectors: FloatArray) -> tuple[str, npt.NDArray[np.generic]]:

@@ -77,7 +77,8 @@ async def update(tx: Connection, collection_id: str, name: str | None, metadata:
     """Raises NotFound."""
     await lock(tx, collection_id)
     await tx.execute(
-        "UPDATE collections SET name = coalesce($2, name), metadata = coalesce($3, metadata), updated_at = now() WHERE id = $1",
+        "UPDATE collections SET name = coalesce($2, name), metadata = coalesce($3, metadata), updated_at = now()"
+        " WHERE id = $1",
         collection_id,
         name,
         metadata,

@@ -60,7 +60,13 @@ class Connection(Protocol):
     async def fetchval(self, query: str, *args: object, timeout: float | None = None) -> Any: ...
 
     async def copy_to_table(
-        self, table_name: str, *, source: object, columns: Sequence[str], format: str, timeout: float | None = None
+        self,
+        table_name: str,
+        *,
+        source: object,
+        columns: Sequence[str],
+        format: str,  # noqa: A002  asyncpg's name
+        timeout: float | None = None,
     ) -> str: ...
 
     def transaction(self, *, isolation: str | None = None, readonly: bool = False) -> AbstractAsyncContextManager[None]: ...

@@ -58,7 +58,9 @@ async def _insert_image(tx: Connection, collection: Collection, image: NewImage)
     return image_id
 
 
-async def images_of_person(connection: Connection, collection: Collection, person_id: UUID, hashes: Sequence[bytes]) -> set[bytes]:
+async def images_of_person(
+    connection: Connection, collection: Collection, person_id: UUID, hashes: Sequence[bytes]
+) -> set[bytes]:
     """Those of the pictures (sha256) of which the person has a face."""
     rows = await connection.fetch(
         "SELECT DISTINCT i.sha256 FROM images i JOIN faces f ON f.image_id = i.id"
@@ -107,9 +109,11 @@ async def ids_of_persons(tx: Connection, person_ids: Sequence[UUID]) -> list[UUI
 
 async def move(tx: Connection, collection: Collection, face_id: UUID, person_id: UUID) -> StoredFace:
     """Both persons must be locked; their templates are the caller's to refresh."""
-    await tx.execute("UPDATE faces SET person_id = $2 WHERE id = $1 AND collection_key = $3", face_id, person_id, collection.key)
     await tx.execute(
-        f"UPDATE {VectorTables.of(collection).embeddings} SET person_id = $2 WHERE face_id = $1",  # noqa: S608
+        "UPDATE faces SET person_id = $2 WHERE id = $1 AND collection_key = $3", face_id, person_id, collection.key
+    )
+    await tx.execute(
+        f"UPDATE {VectorTables.of(collection).embeddings} SET person_id = $2 WHERE face_id = $1",
         face_id,
         person_id,
     )
@@ -121,10 +125,12 @@ async def delete(tx: Connection, collection: Collection, face_ids: Sequence[UUID
     the caller's to refresh. Objects are handed to the outbox."""
     ids = list(face_ids)
     rows = await tx.fetch(
-        "DELETE FROM faces WHERE id = ANY($1::uuid[]) AND collection_key = $2 RETURNING image_id, crop_key", ids, collection.key
+        "DELETE FROM faces WHERE id = ANY($1::uuid[]) AND collection_key = $2 RETURNING image_id, crop_key",
+        ids,
+        collection.key,
     )
     embeddings = await tx.execute(
-        f"DELETE FROM {VectorTables.of(collection).embeddings} WHERE face_id = ANY($1::uuid[])",  # noqa: S608
+        f"DELETE FROM {VectorTables.of(collection).embeddings} WHERE face_id = ANY($1::uuid[])",
         ids,
     )
     crops = [row["crop_key"] for row in rows if row["crop_key"] is not None]

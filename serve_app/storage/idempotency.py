@@ -45,9 +45,7 @@ async def look_up(connection: Connection, write: WriteKey) -> None:
 
 async def claim(tx: Connection, write: WriteKey) -> None:
     """At the beginning of the write's transaction. Waits for another one with the same key; raises what `look_up` does."""
-    await tx.execute(
-        "DELETE FROM idempotency_keys WHERE key = $1 AND created_at <= now() - $2::interval", write.key, KEPT_FOR
-    )
+    await tx.execute("DELETE FROM idempotency_keys WHERE key = $1 AND created_at <= now() - $2::interval", write.key, KEPT_FOR)
     status = await tx.execute(
         "INSERT INTO idempotency_keys (key, fingerprint) VALUES ($1, $2) ON CONFLICT DO NOTHING", write.key, write.fingerprint
     )

@@ -97,7 +97,7 @@ async def reindex(connection: Connection, collection: Collection) -> None:
 async def index_state(connection: Connection, collection: Collection) -> IndexState:
     tables = VectorTables.of(collection)
     row = await connection.fetchrow(
-        f"SELECT (SELECT count(*) FROM {tables.templates}) AS templates, (SELECT count(*) FROM {tables.embeddings}) AS faces,"  # noqa: S608
+        f"SELECT (SELECT count(*) FROM {tables.templates}) AS templates, (SELECT count(*) FROM {tables.embeddings}) AS faces,"
         " pg_relation_size(to_regclass($1)) AS index_bytes, pg_total_relation_size($2::regclass) AS table_bytes,"
         " coalesce((SELECT n_dead_tup FROM pg_stat_all_tables WHERE relid = $2::regclass), 0) AS dead",
         tables.index,
@@ -113,7 +113,7 @@ async def sample_embeddings(connection: Connection, collection: Collection, coun
     tables = VectorTables.of(collection)
     rows = await connection.fetch(
         # Blocks first: sorting a million rows by random() takes seconds.
-        f"SELECT person_id, embedding FROM (SELECT person_id, embedding FROM {tables.embeddings}"  # noqa: S608
+        f"SELECT person_id, embedding FROM (SELECT person_id, embedding FROM {tables.embeddings}"
         " TABLESAMPLE SYSTEM ($2) WHERE person_id IS NOT NULL) AS sampled ORDER BY random() LIMIT $1",
         count,
         await _sample_percent(connection, tables.embeddings, count),
@@ -123,13 +123,13 @@ async def sample_embeddings(connection: Connection, collection: Collection, coun
 
 
 async def _sample_percent(connection: Connection, table: str, count: int) -> float:
-    rows = int(await connection.fetchval(f"SELECT count(*) FROM {table}"))  # noqa: S608
+    rows = int(await connection.fetchval(f"SELECT count(*) FROM {table}"))
     # Ten times as many as wanted: blocks are sampled whole, and neighbours are often of one person.
     return 100.0 if rows <= 10 * count else 1000.0 * count / rows
 
 
 async def _count_up_to(connection: Connection, table: str, limit: int) -> int:
-    return int(await connection.fetchval(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT {limit + 1:d}) AS counted"))  # noqa: S608
+    return int(await connection.fetchval(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT {limit + 1:d}) AS counted"))
 
 
 async def _index_valid(connection: Connection, index: str) -> bool | None:

@@ -132,7 +132,7 @@ async def remaining_rows(connection: Connection, collection: Collection, person_
         await connection.fetchval(
             "SELECT (SELECT count(*) FROM persons WHERE id = ANY($1::uuid[]))"
             " + (SELECT count(*) FROM faces WHERE person_id = ANY($1::uuid[]))"
-            f" + (SELECT count(*) FROM {tables.embeddings} WHERE person_id = ANY($1::uuid[]))"  # noqa: S608  see VectorTables
+            f" + (SELECT count(*) FROM {tables.embeddings} WHERE person_id = ANY($1::uuid[]))"
             f" + (SELECT count(*) FROM {tables.templates} WHERE person_id = ANY($1::uuid[]))",
             list(person_ids),
         )

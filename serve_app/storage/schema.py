@@ -38,7 +38,9 @@ def upgrade(dsn: str) -> str:
         return asyncio.run(_upgrade(dsn))
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError, ValueError) as error:
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-        raise ConfigurationError(f"The database cannot be prepared: {cause or type(cause).__name__}. See DATABASE_URL.") from error
+        raise ConfigurationError(
+            f"The database cannot be prepared: {cause or type(cause).__name__}. See DATABASE_URL."
+        ) from error
 
 
 async def _upgrade(dsn: str) -> str:

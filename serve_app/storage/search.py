@@ -105,7 +105,7 @@ def templates_sql(collection: Collection, probe: FloatArray, top_k: int, wanted:
         conditions.append(f"EXISTS (SELECT 1 FROM faces f WHERE f.person_id = t.person_id AND {dates})")
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     candidates = (
-        f"SELECT t.person_id FROM {VectorTables.of(collection).templates} t {where}"  # noqa: S608
+        f"SELECT t.person_id FROM {VectorTables.of(collection).templates} t {where}"
         f" ORDER BY t.embedding <#> {vector} LIMIT {limit:d}"
     )
     # As an array, not a join: a join of unknown size makes the planner read every face.
@@ -126,7 +126,7 @@ async def exact_templates(
 ) -> list[tuple[UUID, float]]:
     """The nearest templates without the index, for `kinlens db check`: an expression is not what was indexed."""
     rows = await connection.fetch(
-        f"SELECT person_id, -(embedding <#> $1) AS similarity FROM {VectorTables.of(collection).templates}"  # noqa: S608
+        f"SELECT person_id, -(embedding <#> $1) AS similarity FROM {VectorTables.of(collection).templates}"
         " ORDER BY (embedding <#> $1) + 0 LIMIT $2",
         probe,
         limit,
@@ -150,7 +150,7 @@ def _ranked(collection: Collection, vector: str, conditions: Sequence[str], top_
         ) AS best
         JOIN persons p ON p.id = best.person_id
         ORDER BY best.similarity DESC, best.person_id
-    """  # noqa: S608
+    """
 
 
 def _face_conditions(query: _Query, alias: str, wanted: SearchFilter) -> list[str]:
@@ -177,18 +177,18 @@ def _date_conditions(query: _Query, alias: str, wanted: SearchFilter) -> list[st
 def _matching_persons(collection: Collection, wanted: SearchFilter) -> tuple[str, list[object]]:
     query = _Query()
     metadata = query.bind(wanted.metadata)
-    return f"SELECT 1 FROM persons WHERE collection_key = {collection.key:d} AND metadata @> {metadata}", query.values  # noqa: S608
+    return f"SELECT 1 FROM persons WHERE collection_key = {collection.key:d} AND metadata @> {metadata}", query.values
 
 
 def _matching_faces(collection: Collection, wanted: SearchFilter) -> tuple[str, list[object]]:
     query = _Query()
     dates = " AND ".join(_date_conditions(query, "f", wanted))
-    return f"SELECT 1 FROM faces f WHERE f.collection_key = {collection.key:d} AND {dates}", query.values  # noqa: S608
+    return f"SELECT 1 FROM faces f WHERE f.collection_key = {collection.key:d} AND {dates}", query.values
 
 
 async def _at_most(connection: Connection, matching: tuple[str, list[object]], limit: int) -> bool:
     sql, values = matching
-    count = await connection.fetchval(f"SELECT count(*) FROM ({sql} LIMIT {limit + 1:d}) AS counted", *values)  # noqa: S608
+    count = await connection.fetchval(f"SELECT count(*) FROM ({sql} LIMIT {limit + 1:d}) AS counted", *values)
     return int(count) <= limit
 
 
@@ -197,7 +197,7 @@ async def _all_found(connection: Connection, collection: Collection, found: int,
     if not wanted.empty:
         return False
     templates = VectorTables.of(collection).templates
-    return int(await connection.fetchval(f"SELECT count(DISTINCT person_id) FROM {templates}")) <= found  # noqa: S608
+    return int(await connection.fetchval(f"SELECT count(DISTINCT person_id) FROM {templates}")) <= found
 
 
 def _candidate(row: Row) -> Candidate:

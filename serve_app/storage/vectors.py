@@ -80,8 +80,8 @@ async def create_partitions(tx: Connection, collection: Collection) -> None:
 async def drop_partitions(tx: Connection, collection: Collection) -> tuple[int, int]:
     """Number of embeddings and templates that are gone."""
     tables = VectorTables.of(collection)
-    embeddings = await tx.fetchval(f"SELECT count(*) FROM {tables.embeddings}")  # noqa: S608  see VectorTables
-    templates = await tx.fetchval(f"SELECT count(*) FROM {tables.templates}")  # noqa: S608
+    embeddings = await tx.fetchval(f"SELECT count(*) FROM {tables.embeddings}")
+    templates = await tx.fetchval(f"SELECT count(*) FROM {tables.templates}")
     await tx.execute(f"DROP TABLE {tables.embeddings}, {tables.templates}")
     return int(embeddings), int(templates)
 
@@ -90,7 +90,7 @@ async def insert_embeddings(
     tx: Connection, collection: Collection, person_id: UUID | None, rows: Sequence[tuple[UUID, FloatArray]]
 ) -> None:
     await tx.executemany(
-        f"INSERT INTO {VectorTables.of(collection).embeddings} (collection_key, face_id, person_id, embedding)"  # noqa: S608
+        f"INSERT INTO {VectorTables.of(collection).embeddings} (collection_key, face_id, person_id, embedding)"
         " VALUES ($1, $2, $3, $4)",
         [(collection.key, face_id, person_id, embedding) for face_id, embedding in rows],
     )
@@ -99,8 +99,7 @@ async def insert_embeddings(
 async def embeddings_of_person(tx: Connection, collection: Collection, person_id: UUID) -> tuple[list[UUID], FloatArray]:
     """Face ids and their (N, D) float32 embeddings."""
     rows = await tx.fetch(
-        f"SELECT face_id, embedding FROM {VectorTables.of(collection).embeddings}"  # noqa: S608
-        " WHERE person_id = $1 ORDER BY face_id",
+        f"SELECT face_id, embedding FROM {VectorTables.of(collection).embeddings} WHERE person_id = $1 ORDER BY face_id",
         person_id,
     )
     return [row["face_id"] for row in rows], stack([row["embedding"] for row in rows], collection.contract.dim)
@@ -112,7 +111,7 @@ async def refresh_templates(tx: Connection, collection: Collection, person_id: U
     _, embeddings = await embeddings_of_person(tx, collection, person_id)
     wanted, counts = templates_of(embeddings, split_below)
     rows = await tx.fetch(
-        f"SELECT ordinal, embedding FROM {tables.templates} WHERE person_id = $1 ORDER BY ordinal",  # noqa: S608
+        f"SELECT ordinal, embedding FROM {tables.templates} WHERE person_id = $1 ORDER BY ordinal",
         person_id,
     )
     present = stack([row["embedding"] for row in rows], collection.contract.dim)
@@ -120,13 +119,13 @@ async def refresh_templates(tx: Connection, collection: Collection, person_id: U
         if ordinal < len(present) and float(np.dot(template, present[ordinal])) >= SAME_TEMPLATE:
             continue
         await tx.execute(
-            f"INSERT INTO {tables.templates} (collection_key, person_id, ordinal, face_count, embedding)"  # noqa: S608
+            f"INSERT INTO {tables.templates} (collection_key, person_id, ordinal, face_count, embedding)"
             " VALUES ($1, $2, $3, $4, $5) ON CONFLICT (person_id, ordinal)"
             " DO UPDATE SET face_count = excluded.face_count, embedding = excluded.embedding",
             collection.key, person_id, ordinal, int(count), template,
         )  # fmt: skip
     removed = await tx.execute(
-        f"DELETE FROM {tables.templates} WHERE person_id = $1 AND ordinal >= $2",  # noqa: S608
+        f"DELETE FROM {tables.templates} WHERE person_id = $1 AND ordinal >= $2",
         person_id,
         len(wanted),
     )

@@ -74,7 +74,9 @@ MODES = pytest.mark.parametrize("mode", ["exact", "templates"])
 
 
 @MODES
-async def test_the_best_face_of_each_person_comes_first_and_once(database: Database, collection: Collection, mode: str) -> None:
+async def test_the_best_face_of_each_person_comes_first_and_once(
+    database: Database, collection: Collection, mode: str
+) -> None:
     ids, centers = await populate(database, collection, 60)
     collection = replace(collection, search_mode=mode)
     async with database.connection() as connection:
@@ -189,9 +191,7 @@ async def test_collections_do_not_see_each_other(database: Database, collection:
 
 
 @pytest.fixture
-async def large(
-    database: Database, collection: Collection, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Collection, FloatArray]:
+async def large(database: Database, collection: Collection, monkeypatch: pytest.MonkeyPatch) -> tuple[Collection, FloatArray]:
     """4,200 persons of two faces each, loaded in bulk and maintained as a larger collection would be."""
     monkeypatch.setattr(search, "EXACT_MAX_FACES", 2_000)
     monkeypatch.setattr(search, "HNSW_MIN_TEMPLATES", 1_000)
@@ -225,7 +225,9 @@ async def test_a_grown_collection_gets_its_index_and_keeps_its_plans(
         person = (await search.nearest(connection, collection, centers[0], 1, SearchFilter()))[0].person_id
         plain = await plan(connection, *search.templates_sql(collection, centers[0], 10, SearchFilter()))
         assert f"Index Scan using {tables.index}" in plain and f"Seq Scan on {tables.embeddings}" not in plain
-        filtered = await plan(connection, *search.templates_sql(collection, centers[0], 10, SearchFilter(metadata={"tens": 3})))
+        filtered = await plan(
+            connection, *search.templates_sql(collection, centers[0], 10, SearchFilter(metadata={"tens": 3}))
+        )
         assert tables.index in filtered and f"Seq Scan on {tables.embeddings}" not in filtered
         few = await plan(connection, *search.exact_sql(collection, centers[0], 10, SearchFilter(person_ids=(person,))))
         assert f"{tables.embeddings}_person" in few and "Seq Scan on embeddings" not in few
@@ -251,7 +253,9 @@ async def test_a_shrunk_collection_goes_back_to_exact(database: Database, large:
     collection, _ = large
     async with database.dedicated() as connection:
         tables = VectorTables.of(collection)
-        await connection.execute(f"DELETE FROM {tables.embeddings} WHERE ctid NOT IN (SELECT ctid FROM {tables.embeddings} LIMIT 50)")
+        await connection.execute(
+            f"DELETE FROM {tables.embeddings} WHERE ctid NOT IN (SELECT ctid FROM {tables.embeddings} LIMIT 50)"
+        )
         assert await maintenance.choose_search_mode(connection, collection) == "exact"
         assert (await maintenance.index_state(connection, collection)).index_bytes is None
 
@@ -260,5 +264,3 @@ async def plan(connection: Connection, sql: str, values: list[object]) -> str:
     """The plan of a prepared statement after it became generic."""
     rows = await connection.fetch(f"EXPLAIN {sql}", *values)
     return "\n".join(str(row["QUERY PLAN"]) for row in rows)
-
-
