@@ -53,7 +53,7 @@ def measure_quality(crop: RGBImage, bbox: FloatArray, landmarks: FloatArray) -> 
     points = landmarks @ transform[:, :2].T + transform[:, 2]
     if not np.isfinite(points).all():
         transform, points = np.eye(2, 3), ARCFACE_TEMPLATE_PX.astype(np.float64)
-    ycrcb = cv2.cvtColor(crop, cv2.COLOR_RGB2YCrCb)
+    ycrcb = np.asarray(cv2.cvtColor(crop, cv2.COLOR_RGB2YCrCb), dtype=np.uint8)
     luma = np.asarray(ycrcb[:, :, 0], dtype=np.float32)
     face = luma[_FACE]
     mean, std = float(face.mean()), float(face.std())
@@ -67,8 +67,8 @@ def measure_quality(crop: RGBImage, bbox: FloatArray, landmarks: FloatArray) -> 
         roll_deg=math.degrees(math.atan2(-transform[1, 0], transform[0, 0])),
         brightness=mean / 255.0,
         contrast=std / 255.0,
-        overexposed=np.count_nonzero(face >= _BURNT) / face.size,
-        underexposed=np.count_nonzero(face <= _BLACK) / face.size,
+        overexposed=float(np.count_nonzero(face >= _BURNT)) / face.size,
+        underexposed=float(np.count_nonzero(face <= _BLACK)) / face.size,
         occlusion=next(level for start, level in _OCCLUSION_FROM if occlusion_score >= start),
         occlusion_score=occlusion_score,
     )

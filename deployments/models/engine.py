@@ -12,6 +12,7 @@ from deployments.models.recognizer import Recognizer
 from serve_app.errors import ImageError
 from serve_app.faces import ALL_FACES, Crops, DetectionOptions, Detections, FloatArray
 from serve_app.images import DecodedImage, ImageLimits, align, decode, rotate, unrotate_points
+from serve_app.quality import measure_quality
 
 _ROTATIONS_DEG = (90, 180, 270)
 
@@ -72,21 +73,25 @@ class DetectionEngine:
 
 
 def _assemble(image: DecodedImage, faces: RawFaces, options: DetectionOptions, rotation_deg: int) -> Detections:
-    """Largest first, clipped to the picture, with the crops asked for."""
+    """Largest first, clipped to the picture, with the crops and qualities asked for."""
     height, width = image.pixels.shape[:2]
     sizes = faces.bboxes[:, 2:] - faces.bboxes[:, :2]
     order = np.argsort(-(sizes[:, 0] * sizes[:, 1]), kind="stable")[: options.max_faces]
     landmarks = np.ascontiguousarray(faces.landmarks[order], dtype=np.float32)
+    bboxes = np.clip(faces.bboxes[order], 0, [width, height, width, height]).astype(np.float32)
     wanted = len(order) if options.crops == ALL_FACES else options.crops
+    crops = align(image.pixels, landmarks[:wanted])
     return Detections(
-        bboxes=np.clip(faces.bboxes[order], 0, [width, height, width, height]).astype(np.float32),
+        bboxes=bboxes,
         landmarks=landmarks,
         detection_scores=faces.scores[order].astype(np.float32),
-        crops=align(image.pixels, landmarks[:wanted]),
+        crops=crops,
         width_px=width,
         height_px=height,
         format=image.format.value,
         rotation_deg=rotation_deg,
+        # Of the faces with crops alone: the other lists may be longer.
+        qualities=tuple(map(measure_quality, crops, bboxes, landmarks)) if options.quality else (),
     )
 
 

@@ -17,7 +17,17 @@ from config.settings import Settings
 from serve_app.api.app import create_api
 from serve_app.api.deps import Admission, Secrets, Services
 from serve_app.errors import DatabaseUnavailable, InvalidImage, KinlensError
-from serve_app.faces import ALL_FACES, Crops, DetectionOptions, Detections, FloatArray, OperatingPoint, l2_normalize
+from serve_app.faces import (
+    ALL_FACES,
+    Crops,
+    DetectionOptions,
+    Detections,
+    FaceQuality,
+    FloatArray,
+    Occlusion,
+    OperatingPoint,
+    l2_normalize,
+)
 from serve_app.gallery import open_gallery
 from serve_app.images import ImageLimits, sniff
 from serve_app.services.fetching import ImageFetcher
@@ -38,9 +48,26 @@ def image(faces: int = 1, identity: int = 0) -> bytes:
     return JPEG + bytes([faces, identity])
 
 
+GOOD = FaceQuality(
+    size_px=150.0,
+    sharpness=0.5,
+    yaw_deg=2.0,
+    pitch_deg=1.0,
+    roll_deg=0.0,
+    brightness=0.5,
+    contrast=0.2,
+    overexposed=0.0,
+    underexposed=0.0,
+    occlusion=Occlusion.NONE,
+    occlusion_score=0.05,
+)
+
+
 @dataclass
 class FakeDetector:
-    """`faces` faces of falling size; the first pixel of each crop carries the identity."""
+    """`faces` faces of falling size; the first pixel of each crop carries the identity. All have `quality`."""
+
+    quality: FaceQuality = GOOD
 
     error: KinlensError | None = None
     delay_s: float = 0.0
@@ -70,7 +97,14 @@ class FakeDetector:
         crops = np.zeros((count if options.crops == ALL_FACES else min(count, options.crops), 112, 112, 3), np.uint8)
         crops[:, 0, 0, 0] = image[5]
         return Detections(
-            boxes, np.zeros((count, 5, 2), np.float32), np.full(count, 0.9, np.float32), crops, 640, 480, sniff(image)
+            boxes,
+            np.zeros((count, 5, 2), np.float32),
+            np.full(count, 0.9, np.float32),
+            crops,
+            640,
+            480,
+            sniff(image),
+            qualities=(self.quality,) * len(crops) if options.quality else (),
         )
 
 

@@ -50,7 +50,7 @@ def template_dsn(postgres_server: str) -> str:  # noqa: F811
 @pytest.fixture
 async def database_dsn(template_dsn: str) -> AsyncIterator[str]:
     name = f"test_{uuid.uuid4().hex}"
-    await execute(template_dsn, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
+    await execute(template_dsn, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     yield with_database(template_dsn, name)
     await execute(template_dsn, f"DROP DATABASE {name} WITH (FORCE)")
 
