@@ -28,9 +28,9 @@ class ReviewLimits:
     max_yaw_deg: float = 40.0
     max_pitch_deg: float = 35.0
     max_roll_deg: float = 180.0
-    min_brightness: float = 0.10
+    min_brightness: float = 0.08
     max_brightness: float = 0.85
-    min_contrast: float = 0.03
+    min_contrast: float = 0.025
     max_overexposed: float = 0.40
     max_underexposed: float = 0.35
     max_occlusion: Occlusion = Occlusion.LOW

@@ -100,7 +100,7 @@ class StoredWorld:
             await connection.close()
 
     async def object_keys(self) -> set[str]:
-        return {info.key async for info in self.gallery.objects.list("collections")}
+        return {info.key async for info in self.gallery.objects.list("collections/")}
 
 
 MakeStoredWorld = Callable[..., StoredWorld]
