@@ -9,20 +9,20 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from dotenv import load_dotenv
-from pydantic import ValidationError
-from rich.console import Console
 
 from config.settings import Settings
+from serve_app import cli_data
 from serve_app.backends import prepare_objects, running_database
+from serve_app.cli_common import console, problems
+from serve_app.cli_common import read_settings as _settings
+from serve_app.cli_common import step as _step
 from serve_app.environment import RAY_ENVIRONMENT
 from serve_app.errors import ConfigurationError
 from serve_app.keys import ApiKey, load_or_create_api_key
@@ -36,8 +36,7 @@ evaluate_app = typer.Typer(help="Measure what the loaded pack gets wrong, on pho
 models_app = typer.Typer(help="Model packs.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(evaluate_app, name="evaluate")
-console = Console(highlight=False, soft_wrap=True)
-problems = Console(stderr=True, highlight=False, soft_wrap=True)
+app.add_typer(cli_data.app)
 
 _READY_TIMEOUT_S = 60
 
@@ -52,25 +51,6 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _settings() -> Settings:
-    # Into the environment as well: Ray's workers inherit it, whatever their working directory.
-    load_dotenv(".env")
-    try:
-        return Settings()
-    except ValidationError as error:
-        lines = [f"{str(entry['loc'][0]).upper()}: {entry['msg']}" for entry in error.errors(include_input=False)]
-        raise ConfigurationError("; ".join(lines)) from None
-
-
-@contextmanager
-def _step(title: str) -> Iterator[None]:
-    """Prints how long a step took."""
-    started = time.monotonic()
-    console.print(f"  {title} ...", end="\r" if console.is_terminal else "\n")
-    yield
-    console.print(f"  {title}: [bold]{time.monotonic() - started:.1f} s[/]")
 
 
 @app.command()

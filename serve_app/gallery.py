@@ -54,7 +54,14 @@ def open_gallery(
         collections=Collections(database, eraser, contract),
         people=People(database, eraser, split_below),
         enrolment=Enrolment(
-            pipeline, database, objects, contract, model.point, ReviewLimits(), split_below, settings.max_workers
+            pipeline,
+            database,
+            objects,
+            contract,
+            model.point,
+            ReviewLimits().for_detector(model.detector.family),
+            split_below,
+            settings.max_workers,
         ),
         search=PersonSearch(pipeline, database, contract, model.point),
         housekeeping=Housekeeping(database, eraser),

@@ -49,10 +49,9 @@ def measure_quality(crop: RGBImage, bbox: FloatArray, landmarks: FloatArray) -> 
     `crop`: (112, 112, 3) uint8 RGB, aligned by `landmarks`. `bbox`: (4,) xyxy and `landmarks`: (5, 2), in source pixels.
     Defined for every input: landmarks that are no face give some pose, never NaN.
     """
-    transform = similarity_transforms(landmarks[None])[0] if np.isfinite(landmarks).all() else np.eye(2, 3)
-    points = landmarks @ transform[:, :2].T + transform[:, 2]
-    if not np.isfinite(points).all():
-        transform, points = np.eye(2, 3), ARCFACE_TEMPLATE_PX.astype(np.float64)
+    found = landmarks if np.isfinite(landmarks).all() else ARCFACE_TEMPLATE_PX
+    transform = similarity_transforms(found[None])[0]
+    points = found.astype(np.float64) @ transform[:, :2].T + transform[:, 2]
     ycrcb = np.asarray(cv2.cvtColor(crop, cv2.COLOR_RGB2YCrCb), dtype=np.uint8)
     luma = np.asarray(ycrcb[:, :, 0], dtype=np.float32)
     face = luma[_FACE]
@@ -60,7 +59,7 @@ def measure_quality(crop: RGBImage, bbox: FloatArray, landmarks: FloatArray) -> 
     yaw_deg, pitch_deg = _yaw_and_pitch(points)
     occlusion_score = max(_lower_occlusion(ycrcb, luma, points, std), _eye_occlusion(luma, points, std))
     return FaceQuality(
-        size_px=max(0.0, float(min(bbox[2] - bbox[0], bbox[3] - bbox[1]))),
+        size_px=max(0.0, min(float(bbox[2]) - float(bbox[0]), float(bbox[3]) - float(bbox[1]))),
         sharpness=_sharpness(luma, std),
         yaw_deg=yaw_deg,
         pitch_deg=pitch_deg,

@@ -28,6 +28,11 @@ def newest_version() -> str:
     return head
 
 
+def known_versions() -> set[str]:
+    """The newest and all before it."""
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+
+
 def upgrade(dsn: str) -> str:
     """Applies what is missing, all of it or nothing, one process at a time; returns the version reached.
 
@@ -60,8 +65,7 @@ def _migrate(connection: SqlConnection) -> str:
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
     config = _config()
     current = _current(connection)
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if current is not None and current not in known:
+    if current is not None and current not in known_versions():
         raise ConfigurationError(
             f"The database has schema version {current}; this Kinlens knows up to {newest_version()}. Upgrade Kinlens."
         )

@@ -117,6 +117,12 @@ async def refresh_templates(tx: Connection, collection: Collection, person_id: U
     present = stack([row["embedding"] for row in rows], collection.contract.dim)
     for ordinal, (template, count) in enumerate(zip(wanted, counts, strict=True)):
         if ordinal < len(present) and float(np.dot(template, present[ordinal])) >= SAME_TEMPLATE:
+            await tx.execute(
+                f"UPDATE {tables.templates} SET face_count = $3 WHERE person_id = $1 AND ordinal = $2 AND face_count <> $3",
+                person_id,
+                ordinal,
+                int(count),
+            )
             continue
         await tx.execute(
             f"INSERT INTO {tables.templates} (collection_key, person_id, ordinal, face_count, embedding)"

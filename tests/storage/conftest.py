@@ -4,6 +4,7 @@ its own, copied from a migrated one."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -19,13 +20,18 @@ from serve_app.api.app import create_api
 from serve_app.api.deps import Secrets, Services
 from serve_app.gallery import Gallery
 from serve_app.storage import schema
+from serve_app.storage.database import Dsn
 from serve_app.storage.local_objects import LocalObjectStore
+from serve_app.storage.minio_objects import MinioObjectStore
 from serve_app.storage.objects import ObjectStore
 from tests.api.conftest import KEY, FakeDetector, FakeEmbedder, make_services
 from tests.storage.object_servers import *  # noqa: F403  fixtures
+from tests.storage.object_servers import SERVERS, ObjectServer
 from tests.storage.postgres_server import postgres_server  # noqa: F401  fixture
 
 TEMPLATE = "kinlens_tests_template"
+COLLECTIONS_A_TEST = 4
+_first_keys = itertools.count(1, COLLECTIONS_A_TEST)
 
 
 def with_database(dsn: str, name: str) -> str:
@@ -41,7 +47,7 @@ async def execute(dsn: str, statement: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def template_dsn(postgres_server: str) -> str:  # noqa: F811
+def template_dsn(postgres_server: str) -> str:
     asyncio.run(execute(postgres_server, f"CREATE DATABASE {TEMPLATE}"))
     schema.upgrade(with_database(postgres_server, TEMPLATE))
     return postgres_server
@@ -49,8 +55,10 @@ def template_dsn(postgres_server: str) -> str:  # noqa: F811
 
 @pytest.fixture
 async def database_dsn(template_dsn: str) -> AsyncIterator[str]:
-    name = f"test_{uuid.uuid4().hex}"
+    first = next(_first_keys)
+    name = f"test_{first}_{uuid.uuid4().hex}"
     await execute(template_dsn, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    await execute(with_database(template_dsn, name), f"ALTER TABLE collections ALTER COLUMN key RESTART WITH {first}")
     yield with_database(template_dsn, name)
     await execute(template_dsn, f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -100,7 +108,13 @@ class StoredWorld:
             await connection.close()
 
     async def object_keys(self) -> set[str]:
-        return {info.key async for info in self.gallery.objects.list("collections/")}
+        """Of this test's collections."""
+        first = int(urlsplit(self.dsn).path.removeprefix("/test_").partition("_")[0])
+        return {
+            info.key
+            for number in range(first, first + COLLECTIONS_A_TEST)
+            async for info in self.gallery.objects.list(f"collections/{number}/")
+        }
 
 
 MakeStoredWorld = Callable[..., StoredWorld]
@@ -110,24 +124,36 @@ MakeStoredWorld = Callable[..., StoredWorld]
 async def make_stored(database_dsn: str, tmp_path: Path) -> AsyncIterator[MakeStoredWorld]:
     worlds: list[StoredWorld] = []
 
-    def make(*, objects: ObjectStore | None = None, dsn: str | None = None, **settings: object) -> StoredWorld:
+    def make(*, objects: ObjectStore | None = None, dsn: Dsn | None = None, **settings: object) -> StoredWorld:
         detector, embedder = FakeDetector(), FakeEmbedder()
         store = objects or LocalObjectStore(tmp_path / "objects", Secrets.of(KEY).object_urls)
-        address = dsn or database_dsn
-        services = make_services(detector, embedder, {"data_dir": tmp_path, **settings}, lambda: address, store)
+        address = dsn or (lambda: database_dsn)
+        services = make_services(detector, embedder, {"data_dir": tmp_path, **settings}, address, store)
         api = create_api(services)
         client = httpx.AsyncClient(
             transport=httpx.ASGITransport(api, raise_app_exceptions=False),
             base_url="http://test",
             headers={"Authorization": f"Bearer {KEY}"},
         )
-        worlds.append(StoredWorld(detector, embedder, services, api, client, address, tmp_path))
+        worlds.append(StoredWorld(detector, embedder, services, api, client, address(), tmp_path))
         return worlds[-1]
 
     yield make
     for world in worlds:
         await world.client.aclose()
         await world.gallery.close()
+
+
+@pytest.fixture(params=("local", *SERVERS))
+async def stored_everywhere(request: pytest.FixtureRequest, make_stored: MakeStoredWorld, tmp_path: Path) -> StoredWorld:
+    """The same on each object store. A server's bucket is shared by all tests; no two have a collection key in common."""
+    objects: ObjectStore | None = None
+    if request.param != "local":
+        server: ObjectServer = request.getfixturevalue(f"{request.param}_server")
+        objects = MinioObjectStore(server.config)
+    world = make_stored(objects=objects)
+    await world.gallery.objects.prepare()
+    return world
 
 
 @pytest.fixture

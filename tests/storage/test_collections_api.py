@@ -240,7 +240,7 @@ async def test_malformed_idempotency_keys_are_refused(stored: StoredWorld, key: 
 
 
 async def test_without_a_database_everything_that_needs_it_is_503_and_the_rest_works(make_stored: MakeStoredWorld) -> None:
-    world = make_stored(dsn="postgresql://nobody:secret@127.0.0.1:9/none")
+    world = make_stored(dsn=lambda: "postgresql://nobody:secret@127.0.0.1:9/none")
     for method, path in (("GET", "/api/v1/collections"), ("DELETE", "/api/v1/collections/x")):
         response = await world.client.request(method, path)
         assert response.status_code == 503 and response.json()["code"] == "database_unavailable", response.text

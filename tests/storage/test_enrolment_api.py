@@ -18,6 +18,7 @@ from serve_app.errors import ObjectStoreUnavailable, Overloaded
 from serve_app.storage.objects import ObjectStore
 from tests.api.conftest import image
 from tests.storage.conftest import StoredWorld
+from tests.storage.conftest import stored_everywhere as stored  # noqa: F401  every test on every object store
 from tests.storage.test_search_api import W, X, Y, between
 
 
@@ -65,10 +66,15 @@ async def test_picture_and_crop_can_be_fetched(stored: StoredWorld) -> None:
     detail = (await stored.client.get(path)).json()
     del stored.client.headers["authorization"]
     assert (await stored.client.get(f"{path}/image")).status_code == 401
-    for url, content in ((detail["image_url"], picture), (detail["crop_url"], crop.content)):
-        assert (await stored.client.get(url)).content == content
-        assert (await stored.client.get(url[:-2] + "00")).status_code == 404
-        assert (await stored.client.get(url.replace("expires=", "expires=9"))).status_code == 404
+    async with httpx.AsyncClient() as elsewhere:
+        for url, content in ((detail["image_url"], picture), (detail["crop_url"], crop.content)):
+            # The local store's addresses are ours; a server's are its own.
+            client = stored.client if url.startswith("http://test/") else elsewhere
+            assert (await client.get(url)).content == content
+            tampered = "00" if url[-2:] != "00" else "11"
+            assert (await client.get(url[:-2] + tampered)).status_code in (403, 404)
+            longer = url.replace("expires=", "expires=9").replace("X-Amz-Expires=", "X-Amz-Expires=9")
+            assert longer != url and (await client.get(longer)).status_code in (400, 403, 404)
     assert (await stored.client.get("/api/v1/objects/../api_key?expires=1&signature=x")).status_code == 404
     assert (await stored.client.get("/api/v1/objects/%2e%2e%2fapi_key?expires=9999999999&signature=" + "0" * 64)).status_code == 404
 

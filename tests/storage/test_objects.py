@@ -525,7 +525,7 @@ class TestFaultsOfTheSettings:
                 "MINIO_SECURE may be wrong",
             ),
             (
-                b"HTTP/1.1 503 Busy\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n",
+                b"HTTP/1.1 503 Busy\r\nRetry-After: 10\r\nContent-Length: 0\r\n\r\n",
                 "it answered HTTP 503|its answer is not S3",
             ),
             (
@@ -536,7 +536,7 @@ class TestFaultsOfTheSettings:
         ],
     )
     async def test_something_else_at_the_endpoint(self, answer: bytes, expected: str) -> None:
-        """And a Retry-After of an hour is not waited for."""
+        """And Retry-After is not waited for: the caller is told when to come back."""
 
         async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):

@@ -1,0 +1,168 @@
+"""Erasure: what is deleted is gone from every table and from the object store, and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.api.conftest import image
+from tests.storage.conftest import MakeStoredWorld, StoredWorld
+from tests.storage.conftest import stored_everywhere as stored  # noqa: F401  every test on every object store
+from tests.storage.test_enrolment_api import FailingStore, enrol
+from tests.storage.test_search_api import X, Y, Z
+
+
+async def found_names(world: StoredWorld, collection: str, probe: list[float]) -> set[str]:
+    response = await world.client.post(f"{collection}/search", json={"embedding": probe, "top_k": 100})
+    return {one["person"]["name"] for one in response.json()["results"][0]["candidates"]}
+
+
+async def table_counts(world: StoredWorld) -> dict[str, int]:
+    tables = ("persons", "faces", "images", "embeddings_m1", "templates_m1", "object_deletions")
+    return {table: (await world.rows(f"SELECT count(*) AS n FROM {table}"))[0]["n"] for table in tables}
+
+
+async def test_erasing_a_person_leaves_nothing_of_it(stored: StoredWorld) -> None:
+    collection = await stored.collection()
+    anna, bob = await stored.person(collection, name="Anna"), await stored.person(collection, name="Bob")
+    for identity in (0, 1):
+        assert (await enrol(stored, collection, anna, image(identity=identity))).status_code == 201
+    await stored.enrol_vector(collection, anna, Z)
+    await enrol(stored, collection, bob, image(identity=3))
+    before = await stored.object_keys()
+    receipt = (await stored.client.delete(f"{collection}/persons/{anna}")).json()
+    assert receipt == {
+        "collections": 0, "persons": 1, "faces": 3, "embeddings": 3, "templates": receipt["templates"], "images": 2,
+        "crops": 2, "remaining_rows": 0, "objects_pending": 0,
+    } and receipt["templates"] >= 1  # fmt: skip
+    assert len(before) == 6 and len(await stored.object_keys()) == 2
+    for probe in (X, Y, Z):
+        assert await found_names(stored, collection, probe) == {"Bob"}
+    assert (await stored.client.get(f"{collection}/persons/{anna}")).status_code == 404
+    counts = await table_counts(stored)
+    assert counts == {"persons": 1, "faces": 1, "images": 1, "embeddings_m1": 1, "templates_m1": 1, "object_deletions": 0}
+
+
+async def test_a_picture_that_others_come_from_stays(stored: StoredWorld) -> None:
+    collection = await stored.collection()
+    anna, bob = await stored.person(collection, name="Anna"), await stored.person(collection, name="Bob")
+    group = image(faces=2, identity=1)
+    await enrol(stored, collection, anna, group, face="largest", review="false")
+    bobs = (await enrol(stored, collection, bob, group, face="largest", review="false")).json()["faces"][0]
+    assert len(await stored.rows("SELECT 1 FROM images")) == 1
+    await stored.gallery.housekeeping.once()  # the second upload of the same picture
+    assert len(await stored.object_keys()) == 3
+    first = (await stored.client.delete(f"{collection}/persons/{anna}")).json()
+    assert first["images"] == 0 and first["crops"] == 1
+    assert (await stored.client.get(f"{collection}/faces/{bobs['id']}/image")).content == group
+    second = (await stored.client.delete(f"{collection}/persons/{bob}")).json()
+    assert second["images"] == 1
+    assert await stored.object_keys() == set()
+
+
+async def test_erasing_a_collection_leaves_the_others(stored: StoredWorld) -> None:
+    first, second = await stored.collection("first"), await stored.collection("second")
+    for collection in (first, second):
+        person = await stored.person(collection, name=collection)
+        await enrol(stored, collection, person, image(identity=0))
+    receipt = (await stored.client.delete(first)).json()
+    assert receipt["collections"] == receipt["persons"] == receipt["faces"] == receipt["images"] == receipt["crops"] == 1
+    assert receipt["remaining_rows"] == receipt["objects_pending"] == 0
+    assert (await stored.client.get(first)).status_code == 404
+    assert await found_names(stored, second, X) == {second}
+    assert len(await stored.object_keys()) == 2
+    assert len(await stored.rows("SELECT 1 FROM pg_class WHERE relname LIKE 'embeddings_m1_c%' AND relkind = 'r'")) == 1
+    # The id is free again, and nothing of the old one comes back.
+    again = await stored.collection("first")
+    assert await found_names(stored, again, X) == set()
+
+
+async def test_bulk_deletions_count_what_is_not_there_as_gone(stored: StoredWorld) -> None:
+    collection = await stored.collection()
+    ids = [await stored.person(collection, name=str(index)) for index in range(3)]
+    faces = [(await stored.enrol_vector(collection, one, vector))[0] for one, vector in zip(ids, (X, Y, Z), strict=True)]
+    nobody = "01936f2e-7c1a-7d43-9a51-6f0c2b8e4d17"
+    receipt = (await stored.client.post(f"{collection}/faces:delete", json={"face_ids": [faces[0], nobody, faces[0]]})).json()
+    assert receipt["faces"] == 1 and receipt["persons"] == 0
+    receipt = (await stored.client.post(f"{collection}/persons:delete", json={"person_ids": [*ids[:2], nobody]})).json()
+    assert receipt["persons"] == 2 and receipt["faces"] == 1
+    assert await found_names(stored, collection, X) == {"2"}
+    for body in ({"face_ids": []}, {"face_ids": ["x"]}, {"face_ids": [nobody] * 1001}):
+        assert (await stored.client.post(f"{collection}/faces:delete", json=body)).status_code == 422
+
+
+async def test_objects_of_a_deletion_wait_for_the_object_store(stored: StoredWorld, make_stored: MakeStoredWorld) -> None:
+    store: Any = FailingStore(stored.gallery.objects)
+    world = make_stored(objects=store)
+    collection = await world.collection()
+    person = await world.person(collection)
+    await enrol(world, collection, person, image())
+    store.fail_delete = True
+    response = await world.client.delete(f"{collection}/persons/{person}", headers={"idempotency-key": "d"})
+    assert response.status_code == 200 and response.json()["objects_pending"] == 2
+    assert len(await world.object_keys()) == 2
+    store.fail_delete = False
+    await world.gallery.housekeeping.once()
+    assert await world.object_keys() == set() and (await table_counts(world))["object_deletions"] == 0
+
+
+async def test_enrol_delete_move_and_search_of_one_person_at_once_stay_consistent(stored: StoredWorld) -> None:
+    """Many clients on two persons; at the end every table tells the same story."""
+    collection = await stored.collection()
+    people = [await stored.person(collection, name=f"p{index}") for index in range(2)]
+    statuses: list[int] = []
+
+    async def client(number: int) -> None:
+        mine = people[number % 2]
+        for turn in range(6):
+            picture = image(identity=number % 4) + f"{number}-{turn}".encode()
+            added = await enrol(stored, collection, mine, picture, review="false")
+            statuses.append(added.status_code)
+            if added.status_code != 201:
+                continue
+            face = added.json()["faces"][0]["id"]
+            search = await stored.client.post(f"{collection}/search", json={"embedding": X})
+            statuses.append(search.status_code)
+            if turn % 3 == 0:
+                moved = await stored.client.post(f"{collection}/faces/{face}/move", json={"person_id": people[turn % 2]})
+                statuses.append(moved.status_code)
+            if turn % 2:
+                statuses.append((await stored.client.delete(f"{collection}/faces/{face}")).status_code)
+
+    await asyncio.gather(*(client(number) for number in range(8)))
+    assert set(statuses) <= {200, 201}, statuses
+    await stored.gallery.housekeeping.once()
+    mismatched = await stored.rows(
+        "SELECT f.id FROM faces f FULL JOIN embeddings_m1 e ON e.face_id = f.id"
+        " WHERE f.id IS NULL OR e.face_id IS NULL OR f.person_id IS DISTINCT FROM e.person_id"
+    )
+    assert mismatched == []
+    counts = await stored.rows(
+        "SELECT (SELECT count(*) FROM faces) AS faces, (SELECT sum(face_count) FROM templates_m1) AS templated"
+    )
+    assert counts[0]["faces"] == counts[0]["templated"] == 24
+    named = {row["key"] for row in await stored.rows("SELECT object_key AS key FROM images UNION SELECT crop_key FROM faces")}
+    assert await stored.object_keys() == named
+    for person in people:
+        assert (await stored.client.delete(f"{collection}/persons/{person}")).json()["remaining_rows"] == 0
+    assert await stored.object_keys() == set()
+
+
+@pytest.mark.parametrize("review", ["true", "false"])
+async def test_deleting_a_person_while_it_is_enrolled_ends_one_way(stored: StoredWorld, review: str) -> None:
+    collection = await stored.collection()
+    for turn in range(5):
+        person = await stored.person(collection)
+        stored.detector.delay_s = 0.01 * turn
+
+        async def remove(person: str = person) -> int:
+            await asyncio.sleep(0.02)
+            return (await stored.client.delete(f"{collection}/persons/{person}")).status_code
+
+        added, removed = await asyncio.gather(enrol(stored, collection, person, image(identity=turn % 4), review=review), remove())
+        assert removed == 200 and added.status_code in (201, 404), added.text
+    await stored.gallery.housekeeping.once()
+    assert await stored.object_keys() == set()
+    assert (await table_counts(stored))["faces"] == 0 and (await table_counts(stored))["templates_m1"] == 0
