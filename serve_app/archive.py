@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve_app.errors import ConfigurationError
 from serve_app.storage.objects import is_key
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -119,8 +120,7 @@ class ArchiveWriter:
         digest = hashlib.sha256(data).hexdigest()
         info.pax_headers = {_SUM: digest}
         self._tar.addfile(info, io.BytesIO(data))
-        # It remembers every member it wrote.
-        self._tar.members.clear()
+        _forget(self._tar)
         self._tally.add(name, len(data), digest)
 
 
@@ -135,17 +135,24 @@ class Part(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """`read`: the bytes, once, and before the next member is asked for; verified, ConfigurationError otherwise."""
+    """`sha256`: what the file says. `read`: the bytes, verified against it, before the next member is asked for;
+    ConfigurationError otherwise."""
 
     part: Part
     name: str
     size_bytes: int
+    sha256: str
     read: Callable[[], bytes]
 
 
 def manifest_of(stream: BinaryIO) -> Manifest:
     """Raises ConfigurationError when this is no backup that this version can read."""
-    return _parse(Manifest, next(members(stream)).read())
+    for member in members(stream):
+        manifest = _parse(Manifest, member.read())
+        if manifest.format != FORMAT:
+            raise ConfigurationError(f"The backup has format {manifest.format}; this Kinlens reads {FORMAT}. Upgrade Kinlens.")
+        return manifest
+    raise ConfigurationError("The backup is empty.")
 
 
 def verify(stream: BinaryIO, progress: Callable[[int], None]) -> tuple[Manifest, End]:
@@ -162,12 +169,12 @@ def verify(stream: BinaryIO, progress: Callable[[int], None]) -> tuple[Manifest,
         if member.part is Part.END:
             end = _parse(End, data)
             continue
-        tally.add(member.name, member.size_bytes, hashlib.sha256(data).hexdigest())
+        tally.add(member.name, member.size_bytes, member.sha256)
         progress(stream.tell())
     if manifest is None or end is None:
-        raise ConfigurationError("The backup is incomplete: its end is missing. Nothing was changed.")
+        raise ConfigurationError("The backup is incomplete: its end is missing.")
     if end != tally.end():
-        raise ConfigurationError("The backup was altered: members are missing, doubled or not in their order. Nothing was changed.")
+        raise ConfigurationError("The backup was altered: members are missing, doubled or not in their order.")
     return manifest, end
 
 
@@ -180,16 +187,17 @@ def members(stream: BinaryIO) -> Iterator[Member]:
     stream.seek(0)
     try:
         with tarfile.open(fileobj=stream, mode="r:", errorlevel=2) as tar:
-            last, count = None, 0
+            last, pieces = None, 0
             while (info := tar.next()) is not None:
-                tar.members.clear()
-                part = _part(info, count)
-                if last is not None and (part < last or last is Part.END or (last is part is Part.MANIFEST)):
+                _forget(tar)
+                part = _part(info, pieces)
+                if not _may_follow(last, part):
                     raise ConfigurationError(f"The backup was altered: {info.name!r} does not stand there.")
-                count = count + 1 if part is Part.DATABASE else count
+                pieces += part is Part.DATABASE
                 last = part
-                yield Member(part, info.name, info.size, _reader(tar, info))
-            _check_rest(stream)
+                digest = str(info.pax_headers.get(_SUM, ""))
+                yield Member(part, info.name, info.size, digest, _reader(tar, info, digest))
+            _check_rest(stream, tar.offset)
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise ConfigurationError(f"This is not a whole backup of Kinlens: {error}.") from error
 
@@ -211,23 +219,42 @@ def _part(info: tarfile.TarInfo, pieces: int) -> Part:
     raise ConfigurationError(f"The backup was altered: it must not hold {name!r}.")
 
 
-def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[], bytes]:
+def _may_follow(last: Part | None, part: Part) -> bool:
+    if last is None:
+        return part is Part.MANIFEST
+    return part > last or (part is last and part in (Part.DATABASE, Part.OBJECTS))
+
+
+def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo, digest: str) -> Callable[[], bytes]:
     def read() -> bytes:
-        file = tar.extractfile(info)
-        assert file is not None
-        data = file.read()
-        if len(data) != info.size or hashlib.sha256(data).hexdigest() != info.pax_headers.get(_SUM):
+        try:
+            file = tar.extractfile(info)
+            assert file is not None
+            data = file.read()
+        except tarfile.TarError as error:
+            raise ConfigurationError(f"The backup is incomplete: {error}.") from error
+        if len(data) != info.size or hashlib.sha256(data).hexdigest() != digest:
             raise ConfigurationError(f"The backup was altered or is damaged: {info.name!r} is not what was written.")
         return data
 
     return read
 
 
-def _check_rest(stream: BinaryIO) -> None:
-    """tar ends with zeros; after them a hostile or doubled archive could go on."""
+def _forget(tar: tarfile.TarFile) -> None:
+    """It remembers every member; there may be millions."""
+    tar.members.clear()  # type: ignore[attr-defined]
+
+
+def _check_rest(stream: BinaryIO, end: int) -> None:
+    """tar ends with zeros up to a full record. Another archive could stand behind them."""
+    stream.seek(end)
+    size = 0
     while rest := stream.read(_READ_BYTES):
+        size += len(rest)
         if rest.strip(b"\0"):
             raise ConfigurationError("The backup was altered: something stands behind its end.")
+    if size < 2 * tarfile.BLOCKSIZE or (end + size) % tarfile.RECORDSIZE:
+        raise ConfigurationError("The backup is incomplete: it breaks off at its end.")
 
 
 def _parse(model: type[ModelT], data: bytes) -> ModelT:

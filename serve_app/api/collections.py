@@ -10,15 +10,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from serve_app.api.cursors import decode_cursor, encode_cursor
 from serve_app.api.deps import ServicesDep, answer, read_request
 from serve_app.api.openapi import json_body, problems
-from serve_app.api.person_schemas import (
-    CollectionAnswer,
-    CollectionChangeFields,
-    CollectionFields,
-    CollectionPage,
-    ContractAnswer,
-    ReceiptAnswer,
-    SizedCollectionAnswer,
-)
+from serve_app.api.person_answers import CollectionAnswer, CollectionPage, ContractAnswer, ReceiptAnswer, SizedCollectionAnswer
+from serve_app.api.person_fields import CollectionChangeFields, CollectionFields
 from serve_app.api.writes import READ_ERRORS, WRITE_ERRORS, idempotency_header, once
 from serve_app.errors import AlreadyExists, EmbeddingModelMismatch, InvalidCursor
 from serve_app.people import Collection, CollectionSize

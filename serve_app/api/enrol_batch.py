@@ -13,17 +13,12 @@ from serve_app.api.deps import Services, ServicesDep, admitted
 from serve_app.api.faces import ENROL_ERRORS
 from serve_app.api.forms import validate
 from serve_app.api.openapi import problems, request_body
-from serve_app.api.person_schemas import (
-    BatchItemFields,
-    BatchPersonFields,
-    EnrolBatchAnswer,
-    EnrolBatchFields,
-    EnrolBatchItem,
-    EnrolBatchJsonFields,
-)
+from serve_app.api.person_answers import EnrolBatchAnswer, EnrolBatchItem
+from serve_app.api.person_fields import BatchItemFields, BatchPersonFields, EnrolBatchFields, EnrolBatchJsonFields
 from serve_app.api.writes import WRITE_ERRORS
 from serve_app.errors import DuplicateFace, InvalidRequest, JsonValue, KinlensError
-from serve_app.services.enrolment import EnrolOptions, ExternalPerson, Item, PersonRef
+from serve_app.services.enrolment import ExternalPerson, PersonRef
+from serve_app.services.enrolment_review import EnrolOptions, Item
 from serve_app.services.pipeline import FaceChoice
 from serve_app.services.verification import GivenEmbedding
 from serve_app.services.writing import Once

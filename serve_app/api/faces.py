@@ -17,18 +17,16 @@ from serve_app.api.cursors import decode_cursor, encode_cursor
 from serve_app.api.deps import Services, ServicesDep, admitted, answer, bounded, read_request
 from serve_app.api.forms import decode_base64
 from serve_app.api.openapi import json_body, problems, request_body
-from serve_app.api.person_schemas import (
+from serve_app.api.person_answers import (
     EnrolAnswer,
-    EnrolFields,
     EnrolledFaceAnswer,
     FaceDetailAnswer,
-    FaceIdsFields,
     FacePage,
-    MoveFields,
     ReceiptAnswer,
     RefusedItemAnswer,
     StoredFaceAnswer,
 )
+from serve_app.api.person_fields import EnrolFields, FaceIdsFields, MoveFields
 from serve_app.api.problems import problem
 from serve_app.api.ranges import byte_range
 from serve_app.api.schemas import Problem
@@ -52,7 +50,8 @@ from serve_app.errors import (
     UnsupportedImage,
 )
 from serve_app.people import StoredFace
-from serve_app.services.enrolment import Enrolled, EnrolOptions, Item
+from serve_app.services.enrolment import Enrolled
+from serve_app.services.enrolment_review import EnrolOptions, Item
 from serve_app.services.pipeline import FaceChoice
 from serve_app.services.verification import GivenEmbedding
 from serve_app.storage.objects import ObjectMissing

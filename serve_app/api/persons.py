@@ -14,17 +14,8 @@ from serve_app.api.cursors import decode_cursor, encode_cursor
 from serve_app.api.deps import ServicesDep, answer, read_request
 from serve_app.api.forms import validate
 from serve_app.api.openapi import json_body, problems
-from serve_app.api.person_schemas import (
-    ExternalId,
-    Metadata,
-    Name,
-    PersonAnswer,
-    PersonChangeFields,
-    PersonFields,
-    PersonIdsFields,
-    PersonPage,
-    ReceiptAnswer,
-)
+from serve_app.api.person_answers import PersonAnswer, PersonPage, ReceiptAnswer
+from serve_app.api.person_fields import ExternalId, Metadata, Name, PersonChangeFields, PersonFields, PersonIdsFields
 from serve_app.api.writes import READ_ERRORS, WRITE_ERRORS, idempotency_header, once
 from serve_app.errors import AlreadyExists, InvalidCursor
 from serve_app.people import Person

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from serve_app.api.deps import Services
 from serve_app.api.forms import decode_base64
-from serve_app.api.person_schemas import ProbeFields
+from serve_app.api.person_fields import ProbeFields
 from serve_app.api.schemas import ImageFields
 from serve_app.errors import InvalidRequest
 from serve_app.services.search import Probe

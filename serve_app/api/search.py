@@ -9,20 +9,16 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from serve_app.api.deps import ServicesDep, admitted, answer, bounded, read_request
 from serve_app.api.openapi import problems, request_body
-from serve_app.api.person_schemas import (
+from serve_app.api.person_answers import (
     CandidateAnswer,
     CandidatePerson,
-    FilterFields,
-    IdentifyFields,
     IdentifyResponse,
     IdentityAnswer,
-    ProbeFields,
     ProbeResultAnswer,
-    SearchFields,
     SearchResponse,
-    VerifyFields,
     VerifyPersonAnswer,
 )
+from serve_app.api.person_fields import FilterFields, IdentifyFields, ProbeFields, SearchFields, VerifyFields
 from serve_app.api.pictures import probe_of
 from serve_app.api.schemas import Face, Image, OperatingPointAnswer, face_of, image_of
 from serve_app.errors import (

@@ -7,7 +7,6 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from uuid import UUID, uuid4
 
 from serve_app.errors import (
@@ -19,17 +18,16 @@ from serve_app.errors import (
     InvalidEmbedding,
     JsonValue,
     KinlensError,
-    LowQualityFace,
     ObjectStoreUnavailable,
     PartUnavailable,
-    ResemblesAnother,
 )
-from serve_app.faces import EmbeddedFace, FloatArray, OperatingPoint, cosine_similarity, parse_embedding
+from serve_app.faces import FloatArray, OperatingPoint, parse_embedding
 from serve_app.images import encode_png
 from serve_app.people import Collection, EmbeddingContract, NewFace, NewImage, SearchFilter, StoredFace, new_id
 from serve_app.services.collections import check_contract
-from serve_app.services.pipeline import Extraction, ExtractOptions, FaceChoice, FacePipeline
-from serve_app.services.review import ReviewLimits, review_quality
+from serve_app.services.enrolment_review import EnrolOptions, Item, PreparedItem, RefusedItem, Reviewer
+from serve_app.services.pipeline import ExtractOptions, FacePipeline
+from serve_app.services.review import ReviewLimits
 from serve_app.services.verification import GivenEmbedding
 from serve_app.services.writing import Once
 from serve_app.storage import collections, faces, objects_outbox, persons, search, vectors
@@ -57,14 +55,6 @@ CONTENT_TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """What is to be enrolled. `taken_at`: when the picture was taken; None for now."""
-
-    source: bytes | GivenEmbedding
-    taken_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ExternalPerson:
     """A person by the client's own id; made with its first face if there is none."""
 
@@ -77,15 +67,6 @@ PersonRef = UUID | ExternalPerson
 
 
 @dataclass(frozen=True, slots=True)
-class EnrolOptions:
-    """`face`: the only face of a picture, or its largest. `review`: off enrols what the review would refuse, and says so."""
-
-    face: FaceChoice = FaceChoice.ONLY
-    detection_threshold: float | None = None
-    review: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class EnrolledFace:
     """`index`: of the item. `warnings`: what the review would have refused it for."""
 
@@ -95,30 +76,11 @@ class EnrolledFace:
 
 
 @dataclass(frozen=True, slots=True)
-class RefusedItem:
-    index: int
-    error: KinlensError
-
-
-@dataclass(frozen=True, slots=True)
 class Enrolled:
     person_id: UUID
     person_created: bool
     faces: list[EnrolledFace]
     refused: list[RefusedItem]
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """An item that may be enrolled. `image`: encoded bytes to store."""
-
-    index: int
-    item: Item
-    embedding: FloatArray
-    found: EmbeddedFace | None
-    extraction: Extraction | None
-    sha256: bytes | None
-    warnings: tuple[KinlensError, ...]
 
 
 class Enrolment:
@@ -137,8 +99,7 @@ class Enrolment:
         self._database = database
         self._objects = objects
         self._contract = contract
-        self._point = point
-        self._limits = limits
+        self._reviewer = Reviewer(limits, point)
         self._split_below = split_below
         self._max_workers = max_workers
 
@@ -154,7 +115,7 @@ class Enrolment:
         collection, person_id = await self._open(collection_id, person)
         places = asyncio.Semaphore(self._max_workers)
 
-        async def prepare(index: int, item: Item) -> _Prepared | RefusedItem:
+        async def prepare(index: int, item: Item) -> PreparedItem | RefusedItem:
             async with places:
                 try:
                     return await self._prepare(collection, person_id, index, item, options)
@@ -168,7 +129,7 @@ class Enrolment:
             for task in tasks:
                 task.cancel()
         refused = [outcome for outcome in outcomes if isinstance(outcome, RefusedItem)]
-        accepted = self._drop_twins([one for one in outcomes if isinstance(one, _Prepared)], options, refused)
+        accepted = self._reviewer.judge([one for one in outcomes if isinstance(one, PreparedItem)], options, refused)
         if not accepted:
             raise _nothing_enrolled(refused)
         # Sorted, because ids of one millisecond are in no order, and faces are listed by id.
@@ -198,11 +159,10 @@ class Enrolment:
 
     async def _prepare(
         self, collection: Collection, person_id: UUID | None, index: int, item: Item, options: EnrolOptions
-    ) -> _Prepared:
+    ) -> PreparedItem:
         """Raises ITEM_ERRORS, CapacityError, PartUnavailable."""
         if isinstance(item.source, GivenEmbedding):
-            embedding = self._parse(item.source)
-            prepared = _Prepared(index, item, embedding, None, None, None, ())
+            prepared = PreparedItem(index, item, self._parse(item.source))
         else:
             digest = await _sha256(item.source)
             if person_id is not None:
@@ -211,11 +171,14 @@ class Enrolment:
             wanted = ExtractOptions(face=options.face, threshold=options.detection_threshold, quality=True)
             extraction = await self._pipeline.extract_when_free(item.source, wanted)
             found = extraction.faces[0]
-            prepared = _Prepared(index, item, found.embedding, found, extraction, digest, ())
-        problems = [*self._review(prepared), *await self._compare(collection, person_id, prepared.embedding)]
-        if problems and options.review:
-            raise problems[0]
-        return replace(prepared, warnings=tuple(problems))
+            prepared = PreparedItem(index, item, found.embedding, found, extraction, digest)
+        async with self._database.connection() as connection:
+            own = None
+            if person_id is not None:
+                own = await search.similarity_to_person(connection, collection, prepared.embedding, person_id)
+            others = SearchFilter(exclude_person_ids=() if person_id is None else (person_id,))
+            nearest = await search.nearest(connection, collection, prepared.embedding, 1, others)
+        return replace(prepared, own=own, other=nearest[0] if nearest else None)
 
     def _parse(self, given: GivenEmbedding) -> FloatArray:
         if given.model != self._contract.model:
@@ -231,77 +194,7 @@ class Enrolment:
             if await faces.images_of_person(connection, collection, person_id, [digest]):
                 raise _known_image(digest)
 
-    def _review(self, prepared: _Prepared) -> list[KinlensError]:
-        found = prepared.found
-        if found is None or found.quality is None:
-            return []
-        reasons = review_quality(found.quality, found.face.detection_score, self._limits)
-        if not reasons:
-            return []
-        listed: list[JsonValue] = [
-            {"metric": one.metric, "value": one.value, "limit": one.limit, "message": one.message} for one in reasons
-        ]
-        return [LowQualityFace(" ".join(one.message for one in reasons), reasons=listed)]
-
-    async def _compare(self, collection: Collection, person_id: UUID | None, embedding: FloatArray) -> list[KinlensError]:
-        """Against the person's own faces and everybody else's."""
-        own = None
-        async with self._database.connection() as connection:
-            if person_id is not None:
-                own = await search.similarity_to_person(connection, collection, embedding, person_id)
-            others = SearchFilter(exclude_person_ids=() if person_id is None else (person_id,))
-            nearest = await search.nearest(connection, collection, embedding, 1, others)
-        problems: list[KinlensError] = []
-        limit = self._limits.max_similarity_to_own
-        if own is not None and own.similarity >= limit:
-            problems.append(
-                DuplicateFace(
-                    f"The person has a face with similarity {own.similarity:.4f} to this one; the limit is {limit:g}.",
-                    metric="similarity_to_own",
-                    value=own.similarity,
-                    limit=limit,
-                    face_id=str(own.face_id),
-                )
-            )
-        threshold = self._point.threshold if self._point else None
-        if nearest and threshold is not None and nearest[0].similarity >= threshold:
-            other = nearest[0]
-            if own is None or other.similarity > own.similarity:
-                problems.append(
-                    ResemblesAnother(
-                        f"The face is more like another person (similarity {other.similarity:.4f}) than like this one"
-                        f" ({'no faces yet' if own is None else f'{own.similarity:.4f}'}).",
-                        metric="similarity_to_other",
-                        value=other.similarity,
-                        limit=threshold if own is None else max(threshold, own.similarity),
-                        person_id=str(other.person_id),
-                        face_id=str(other.face_id),
-                    )
-                )
-        return problems
-
-    def _drop_twins(self, prepared: Sequence[_Prepared], options: EnrolOptions, refused: list[RefusedItem]) -> list[_Prepared]:
-        """Without those that repeat an earlier item of the same request."""
-        kept: list[_Prepared] = []
-        limit = self._limits.max_similarity_to_own
-        for one in prepared:
-            twin = next(
-                (
-                    other
-                    for other in kept
-                    if (one.sha256 is not None and one.sha256 == other.sha256)
-                    or (options.review and cosine_similarity(one.embedding, other.embedding) >= limit)
-                ),
-                None,
-            )
-            if twin is None:
-                kept.append(one)
-            else:
-                error = DuplicateFace(f"This repeats item {twin.index} of the same request.", same_as=twin.index)
-                refused.append(RefusedItem(one.index, error))
-        return kept
-
-    async def _store(self, collection: Collection, face_id: UUID, one: _Prepared) -> NewFace:
+    async def _store(self, collection: Collection, face_id: UUID, one: PreparedItem) -> NewFace:
         """Puts the picture and the crop; rows come after, so that no row is ever without its objects."""
         if one.found is None or one.extraction is None or one.sha256 is None or not isinstance(one.item.source, bytes):
             return NewFace(face_id, one.embedding, one.item.taken_at)
@@ -339,7 +232,7 @@ class Enrolment:
         tx: Connection,
         collection_id: str,
         person: PersonRef,
-        accepted: Sequence[_Prepared],
+        accepted: Sequence[PreparedItem],
         new_faces: Sequence[NewFace],
         refused: Sequence[RefusedItem],
     ) -> Enrolled:

@@ -1,10 +1,11 @@
-"""Bulk load of external vectors by binary COPY, in one transaction: ten times the rate of INSERT."""
+"""Bulk load of external vectors by binary COPY, in one transaction: many times the rate of INSERT."""
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -19,7 +20,9 @@ from serve_app.storage.vectors import VectorTables
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
 """Of COPY's binary format: docs of PostgreSQL, COPY, "Binary Format"."""
-_ROWS_A_CHUNK = 20_000
+_ROWS_A_BLOCK = 20_000
+_MESSAGE_BYTES = 1 << 18
+"""Of a block, sent at a time: the server works on it while the next is on its way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +40,10 @@ async def load(
     person_of: npt.NDArray[np.integer],
     embeddings: FloatArray,
     split_below: float,
+    taken_at: npt.NDArray[np.datetime64] | None = None,
 ) -> None:
     """New persons with their faces. `person_of`: (N,) index into `people` for each row of `embeddings` (N, D), unit norm.
+    `taken_at`: (N,) UTC; None: now.
 
     All or nothing. The collection should be without an index, which is built faster after than kept up meanwhile. Give
     a dedicated connection: it takes as long as it takes. Raises ValueError where the arrays do not fit each other.
@@ -49,33 +54,50 @@ async def load(
         )
     if len(person_of) and not 0 <= int(person_of.min()) <= int(person_of.max()) < len(people):
         raise ValueError("person_of points beyond the persons")
-    # By person: a person's faces then lie beside each other, and are read together when it is a candidate.
-    order = np.argsort(person_of, kind="stable")
-    owners, embeddings = person_of[order], embeddings[order]
-    face_ids = _ids(len(owners))
-    person_ids = np.frombuffer(b"".join(person.id.bytes for person in people), dtype="V16")
+    if taken_at is not None and taken_at.shape != person_of.shape:
+        raise ValueError(f"taken_at {taken_at.shape} does not fit {len(person_of)} faces")
+    faces = _Faces(collection.key, people, person_of, embeddings)
     tables = VectorTables.of(collection)
+    templates: list[bytes] = []
     async with connection.transaction():
+        dates = await _dates(connection, taken_at, len(person_of))
         await _copy(connection, "persons", ("id", "collection_key", "external_id", "name", "metadata"),
                     _persons(collection, people))  # fmt: skip
-        await _copy(connection, "faces", ("id", "collection_key", "person_id", "taken_at"),
-                    await _faces(connection, collection, face_ids, person_ids[owners]))  # fmt: skip
+        await _copy(connection, "faces", ("collection_key", "id", "person_id", "taken_at"), faces.rows(dates))
         await _copy(connection, tables.embeddings, ("collection_key", "face_id", "person_id", "embedding"),
-                    _vectors(collection, face_ids, person_ids[owners], embeddings))  # fmt: skip
-        template_owners, ordinals, counts, templates = _templates(owners, embeddings, split_below)
+                    faces.vectors(split_below, templates))  # fmt: skip
         await _copy(connection, tables.templates, ("collection_key", "person_id", "ordinal", "face_count", "embedding"),
-                    _template_rows(collection, person_ids[template_owners], ordinals, counts, templates))  # fmt: skip
+                    iter(templates))  # fmt: skip
     await connection.execute(f"ANALYZE {tables.embeddings}, {tables.templates}, persons, faces")
 
 
-async def _copy(connection: Connection, table: str, columns: Sequence[str], chunks: Iterator[bytes]) -> None:
-    async def source() -> object:
+async def _dates(connection: Connection, taken_at: npt.NDArray[np.datetime64] | None, count: int) -> npt.NDArray[np.int64]:
+    """Microseconds since 2000-01-01, as timestamptz is on the wire."""
+    if taken_at is not None:
+        return (taken_at.astype("datetime64[us]") - np.datetime64("2000-01-01", "us")).astype(np.int64)
+    now = await connection.fetchval("SELECT (extract(epoch FROM now() - '2000-01-01Z'::timestamptz) * 1000000)::bigint")
+    return np.full(count, now, dtype=np.int64)
+
+
+async def _copy(connection: Connection, table: str, columns: Sequence[str], blocks: Iterator[bytes]) -> None:
+    async def source() -> AsyncIterator[bytes | memoryview]:
         yield _HEADER
-        for chunk in chunks:
-            yield chunk
+        async for block in _ahead(blocks):
+            view = memoryview(block)
+            for start in range(0, len(view), _MESSAGE_BYTES):
+                yield view[start : start + _MESSAGE_BYTES]
         yield _TRAILER
 
     await connection.copy_to_table(table, source=source(), columns=columns, format="binary")
+
+
+async def _ahead(blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Each block is made in a thread while the one before is sent."""
+    loop = asyncio.get_running_loop()
+    upcoming = loop.run_in_executor(None, next, blocks, b"")
+    while block := await upcoming:
+        upcoming = loop.run_in_executor(None, next, blocks, b"")
+        yield block
 
 
 def _ids(count: int) -> npt.NDArray[np.void]:
@@ -89,9 +111,9 @@ def _ids(count: int) -> npt.NDArray[np.void]:
 
 
 def _persons(collection: Collection, people: Sequence[BulkPerson]) -> Iterator[bytes]:
-    for start in range(0, len(people), _ROWS_A_CHUNK):
+    for start in range(0, len(people), _ROWS_A_BLOCK):
         buffer = io.BytesIO()
-        for person in people[start : start + _ROWS_A_CHUNK]:
+        for person in people[start : start + _ROWS_A_BLOCK]:
             fields = (
                 person.id.bytes,
                 collection.key.to_bytes(4, "big"),
@@ -106,54 +128,54 @@ def _persons(collection: Collection, people: Sequence[BulkPerson]) -> Iterator[b
         yield buffer.getvalue()
 
 
-def _rows(count: int, fields: Sequence[tuple[str, npt.NDArray[np.generic]]]) -> Iterator[bytes]:
-    """Rows of fields of fixed width. `fields`: dtype of a value on the wire, and the values."""
-    layout: list[tuple[str, str]] = [("count", ">i2")]
-    for index, (kind, _) in enumerate(fields):
-        layout += [(f"length{index}", ">i4"), (f"value{index}", kind)]
-    for start in range(0, count, _ROWS_A_CHUNK):
-        stop = min(count, start + _ROWS_A_CHUNK)
-        rows = np.zeros(stop - start, dtype=layout)
+class _Faces:
+    """Person by person: a person's faces then lie beside each other, and are read together when it is a candidate."""
+
+    def __init__(
+        self, collection_key: int, people: Sequence[BulkPerson], person_of: npt.NDArray[np.integer], embeddings: FloatArray
+    ) -> None:
+        self._collection_key = collection_key
+        self._embeddings = embeddings
+        self._order = np.argsort(person_of, kind="stable")
+        self._owners = person_of[self._order]
+        self._ids = _ids(len(person_of))
+        self._person_ids = np.frombuffer(b"".join(person.id.bytes for person in people), dtype="V16")
+
+    def rows(self, dates: npt.NDArray[np.int64]) -> Iterator[bytes]:
+        for block in self._blocks():
+            owners = self._person_ids[self._owners[block]]
+            yield self._wire(("V16", self._ids[block]), ("V16", owners), (">i8", dates[self._order[block]]))
+
+    def vectors(self, split_below: float, templates: list[bytes]) -> Iterator[bytes]:
+        """The rows of the embeddings. Those of the templates are appended to `templates` meanwhile."""
+        for block in self._blocks():
+            owners, embeddings = self._owners[block], self._embeddings[self._order[block]]
+            of, ordinals, counts, vectors = _templates(owners, embeddings, split_below)
+            templates.append(self._wire(("V16", self._person_ids[of]), (">i2", ordinals), (">i4", counts), _halfvec(vectors)))
+            yield self._wire(("V16", self._ids[block]), ("V16", self._person_ids[owners]), _halfvec(embeddings))
+
+    def _blocks(self) -> Iterator[slice]:
+        """No person's faces are in two."""
+        ends = np.append(np.flatnonzero(np.diff(self._owners)) + 1, len(self._owners))
+        start = 0
+        while start < len(self._owners):
+            stop = int(ends[np.searchsorted(ends, min(start + _ROWS_A_BLOCK, len(self._owners)))])
+            yield slice(start, stop)
+            start = stop
+
+    def _wire(self, *fields: tuple[str, npt.NDArray[np.generic]]) -> bytes:
+        """Rows of the collection's key and `fields` of fixed width: dtype of a value on the wire, and the values."""
+        count = len(fields[0][1])
+        fields = ((">i4", np.full(count, self._collection_key)), *fields)
+        layout: list[tuple[str, str]] = [("count", ">i2")]
+        for index, (kind, _) in enumerate(fields):
+            layout += [(f"length{index}", ">i4"), (f"value{index}", kind)]
+        rows = np.empty(count, dtype=layout)
         rows["count"] = len(fields)
         for index, (kind, values) in enumerate(fields):
             rows[f"length{index}"] = np.dtype(kind).itemsize
-            rows[f"value{index}"] = values[start:stop]
-        yield rows.tobytes()
-
-
-async def _faces(
-    connection: Connection, collection: Collection, face_ids: npt.NDArray[np.void], owners: npt.NDArray[np.void]
-) -> Iterator[bytes]:
-    # Microseconds since 2000-01-01, as timestamptz is on the wire.
-    now = int(await connection.fetchval("SELECT (extract(epoch FROM now() - '2000-01-01Z'::timestamptz) * 1000000)::bigint"))
-    count = len(face_ids)
-    return _rows(
-        count,
-        [
-            ("V16", face_ids),
-            (">i4", np.full(count, collection.key)),
-            ("V16", owners),
-            (">i8", np.full(count, now, dtype=np.int64)),
-        ],
-    )
-
-
-def _vectors(
-    collection: Collection, face_ids: npt.NDArray[np.void], owners: npt.NDArray[np.void], embeddings: FloatArray
-) -> Iterator[bytes]:
-    keys = np.full(len(face_ids), collection.key)
-    return _rows(len(face_ids), [(">i4", keys), ("V16", face_ids), ("V16", owners), _halfvec(embeddings)])
-
-
-def _template_rows(
-    collection: Collection,
-    owners: npt.NDArray[np.void],
-    ordinals: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int64],
-    templates: FloatArray,
-) -> Iterator[bytes]:
-    keys = np.full(len(owners), collection.key)
-    return _rows(len(owners), [(">i4", keys), ("V16", owners), (">i2", ordinals), (">i4", counts), _halfvec(templates)])
+            rows[f"value{index}"] = values
+        return rows.tobytes()
 
 
 def _halfvec(vectors: FloatArray) -> tuple[str, npt.NDArray[np.generic]]:
@@ -167,11 +189,8 @@ def _halfvec(vectors: FloatArray) -> tuple[str, npt.NDArray[np.generic]]:
 
 def _templates(
     owners: npt.NDArray[np.integer], embeddings: FloatArray, split_below: float
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], FloatArray]:
-    """Of faces sorted by owner: each template's owner, ordinal, face count, and the (T, D) templates."""
-    if not len(owners):
-        nothing = np.empty(0, np.int64)
-        return nothing, nothing, nothing, embeddings
+) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64], npt.NDArray[np.int64], FloatArray]:
+    """Of faces sorted by owner, at least one: each template's owner, ordinal, face count, and the (T, D) templates."""
     starts = np.flatnonzero(np.r_[True, owners[1:] != owners[:-1]])
     sizes = np.diff(np.append(starts, len(owners)))
     means, enough = mean_templates(embeddings, starts, split_below)

@@ -64,7 +64,7 @@ async def mismatches(connection: Connection, collection: Collection) -> Mismatch
             (SELECT count(*) FROM {tables.templates} t
                 WHERE NOT EXISTS (SELECT 1 FROM persons p WHERE p.id = t.person_id AND p.collection_key = {key})
                 OR NOT EXISTS (SELECT 1 FROM faces f WHERE f.person_id = t.person_id)) AS templates_without_person
-        """  # noqa: S608  made of integers
+        """
     )
     assert row is not None
     return Mismatches(
@@ -81,7 +81,7 @@ async def indexed_templates(
 ) -> list[tuple[UUID, float]]:
     """The nearest templates through the index where there is one: person and similarity. Beside `search.exact_templates`."""
     rows = await connection.fetch(
-        f"SELECT person_id, -(embedding <#> $1) AS similarity FROM {VectorTables.of(collection).templates}"  # noqa: S608
+        f"SELECT person_id, -(embedding <#> $1) AS similarity FROM {VectorTables.of(collection).templates}"
         # A literal: for a parameter the planner assumes a tenth of the table, and scans it.
         f" ORDER BY embedding <#> $1 LIMIT {limit:d}",
         probe,

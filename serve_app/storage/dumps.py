@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import asyncpg
 
@@ -48,7 +48,7 @@ BEGIN
     END LOOP;
 END
 $remove$;
-"""  # noqa: S608  names of this module
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,18 +229,17 @@ def _client(dsn: str) -> tuple[str, dict[str, str]]:
     """The address without its password, and the environment with it: arguments are for everybody to read."""
     url = urlsplit(dsn)
     user, at, host = url.netloc.rpartition("@")
-    name, colon, password = user.partition(":")
+    name, _, password = user.partition(":")
     query = parse_qsl(url.query, keep_blank_values=True)
-    given = [value for key, value in query if key == "password"]
-    address = urlunsplit(url._replace(
-        netloc=f"{name}{at}{host}", query=urlencode([(key, value) for key, value in query if key != "password"])
-    ))  # fmt: skip
+    others = urlencode([(key, value) for key, value in query if key != "password"], quote_via=quote)
+    address = f"{url.scheme}://{name}{at}{host}{url.path}{'?' if others else ''}{others}"
     # What libpq reads, as the service's own connections do; none of our other secrets.
-    kept = {key: value for key, value in os.environ.items() if key.startswith("PG") or key in ("PATH", "LD_LIBRARY_PATH", "HOME")}
-    kept |= {"PGAPPNAME": "kinlens backup", "LC_ALL": "C"}
-    for secret in (*given, unquote(password) if colon else ""):
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key.startswith("PG") or key in ("PATH", "LD_LIBRARY_PATH", "HOME")
+    } | {"PGAPPNAME": "kinlens backup", "LC_ALL": "C"}
+    for secret in (unquote(password), *(value for key, value in query if key == "password")):
         if secret:
             kept["PGPASSWORD"] = secret
     return address, kept
-
-

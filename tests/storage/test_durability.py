@@ -168,13 +168,13 @@ async def test_object_store_killed_under_load(object_server: ObjectServer, make_
         await asyncio.sleep(1.0)
         # What needs no object goes on.
         assert (await world.client.get(load.collection)).status_code == 200
-        await asyncio.to_thread(object_server.start)
+        await asyncio.to_thread(object_server.restart)
         await load.wait_for_success(time.monotonic(), 20)
         await asyncio.sleep(0.5)
 
     try:
         await load.run(6, trouble)
     finally:
-        await asyncio.to_thread(object_server.start)
+        await asyncio.to_thread(object_server.restart)
     assert set(load.statuses) == {201, 503} and set(load.codes) == {"object_store_unavailable"}, load.codes
     await load.check()

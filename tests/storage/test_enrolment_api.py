@@ -76,7 +76,9 @@ async def test_picture_and_crop_can_be_fetched(stored: StoredWorld) -> None:
             longer = url.replace("expires=", "expires=9").replace("X-Amz-Expires=", "X-Amz-Expires=9")
             assert longer != url and (await client.get(longer)).status_code in (400, 403, 404)
     assert (await stored.client.get("/api/v1/objects/../api_key?expires=1&signature=x")).status_code == 404
-    assert (await stored.client.get("/api/v1/objects/%2e%2e%2fapi_key?expires=9999999999&signature=" + "0" * 64)).status_code == 404
+    assert (
+        await stored.client.get("/api/v1/objects/%2e%2e%2fapi_key?expires=9999999999&signature=" + "0" * 64)
+    ).status_code == 404
 
 
 async def test_many_pictures_at_once_with_some_refused(stored: StoredWorld) -> None:
@@ -200,6 +202,24 @@ async def test_a_face_more_like_somebody_else_is_refused(stored: StoredWorld) ->
     assert own.status_code == 201
 
 
+async def test_a_first_face_like_somebody_elses_is_enrolled_with_a_warning(stored: StoredWorld) -> None:
+    """Among many persons somebody is always alike; only a person's own faces can say that a face is not its."""
+    collection = await stored.collection()
+    anna, bob, carl = [await stored.person(collection) for _ in range(3)]
+    await stored.enrol_vector(collection, anna, X)
+    path = f"{collection}/persons/{bob}/faces"
+    first = (await stored.client.post(path, json={"embeddings": [between(X, Y, 0.5)], "model": "fake-model"})).json()
+    (warning,) = first["faces"][0]["warnings"]
+    assert warning["code"] == "resembles_another" and warning["details"]["person_id"] == anna
+    # Faces that come together speak for each other.
+    together = await stored.client.post(
+        f"{collection}/persons/{carl}/faces",
+        json={"embeddings": [between(W, X, 0.8), between(W, X, 0.6), X], "model": "fake-model"},
+    )
+    assert [face["index"] for face in together.json()["faces"]] == [0, 1], together.text
+    assert together.json()["refused"][0]["problem"]["code"] == "resembles_another"
+
+
 async def test_faces_are_listed_moved_and_found_under_their_new_person(stored: StoredWorld) -> None:
     collection = await stored.collection()
     anna, bob = await stored.person(collection, name="Anna"), await stored.person(collection, name="Bob")
@@ -224,7 +244,7 @@ async def test_faces_are_listed_moved_and_found_under_their_new_person(stored: S
 async def test_overload_while_enrolling_waits_for_a_place(stored: StoredWorld) -> None:
     collection = await stored.collection()
     person = await stored.person(collection)
-    stored.detector.error = Overloaded("full", retry_after_s=0.05)  # type: ignore[arg-type]
+    stored.detector.error = Overloaded("full", retry_after_s=0.05)
 
     async def recover() -> None:
         await asyncio.sleep(0.2)
@@ -332,9 +352,12 @@ async def test_bulk_enrolment_with_a_list_and_by_json(stored: StoredWorld) -> No
     )
     assert [item["status"] for item in by_json.json()["results"]] == ["enrolled", "enrolled", "refused"], by_json.text
     assert by_json.json()["results"][2]["problem"]["code"] in ("not_found", "resembles_another")
-    for bad in ({"items": []}, {"items": [{"external_id": "x"}]}, {"items": [{"embedding": W}]}):
+    unfit: list[dict[str, object]] = [{"items": []}, {"items": [{"external_id": "x"}]}, {"items": [{"embedding": W}]}]
+    for bad in unfit:
         assert (await stored.client.post(f"{collection}/faces:batch", json=bad)).status_code == 422
-    missing = await stored.client.post("/api/v1/collections/none/faces:batch", json={"items": [{"external_id": "x", "embedding": W}]})
+    missing = await stored.client.post(
+        "/api/v1/collections/none/faces:batch", json={"items": [{"external_id": "x", "embedding": W}]}
+    )
     assert missing.status_code == 404
 
 

@@ -89,8 +89,8 @@ async def test_bulk_deletions_count_what_is_not_there_as_gone(stored: StoredWorl
     receipt = (await stored.client.post(f"{collection}/persons:delete", json={"person_ids": [*ids[:2], nobody]})).json()
     assert receipt["persons"] == 2 and receipt["faces"] == 1
     assert await found_names(stored, collection, X) == {"2"}
-    for body in ({"face_ids": []}, {"face_ids": ["x"]}, {"face_ids": [nobody] * 1001}):
-        assert (await stored.client.post(f"{collection}/faces:delete", json=body)).status_code == 422
+    for unfit in ([], ["x"], [nobody] * 1001):
+        assert (await stored.client.post(f"{collection}/faces:delete", json={"face_ids": unfit})).status_code == 422
 
 
 async def test_objects_of_a_deletion_wait_for_the_object_store(stored: StoredWorld, make_stored: MakeStoredWorld) -> None:
@@ -161,7 +161,9 @@ async def test_deleting_a_person_while_it_is_enrolled_ends_one_way(stored: Store
             await asyncio.sleep(0.02)
             return (await stored.client.delete(f"{collection}/persons/{person}")).status_code
 
-        added, removed = await asyncio.gather(enrol(stored, collection, person, image(identity=turn % 4), review=review), remove())
+        added, removed = await asyncio.gather(
+            enrol(stored, collection, person, image(identity=turn % 4), review=review), remove()
+        )
         assert removed == 200 and added.status_code in (201, 404), added.text
     await stored.gallery.housekeeping.once()
     assert await stored.object_keys() == set()

@@ -56,7 +56,7 @@ def blurred(face: RGBImage, sigma_px: float) -> RGBImage:
 
 
 def scaled(face: RGBImage, gain: float) -> RGBImage:
-    return np.clip(face * gain, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(face * gain, 0, 255), dtype=np.uint8)
 
 
 def turned(landmarks: np.ndarray, degrees: float) -> np.ndarray:

@@ -49,7 +49,10 @@ CASES = [
 
 @pytest.mark.parametrize(("metric", "value", "limit", "message"), CASES)
 def test_one_reason_each(metric: str, value: float, limit: float, message: str) -> None:
-    assert review(**{metric: value}) == [Reason(metric, value, limit, message)]
+    changes: dict[str, object] = {metric: value}
+    assert review_quality(replace(GOOD, **changes), 0.92, LIMITS) == [  # type: ignore[arg-type]
+        Reason(metric, value, limit, message)
+    ]
 
 
 def test_a_face_the_detector_doubts() -> None:
