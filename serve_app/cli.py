@@ -69,16 +69,16 @@ def up(
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigurationError(f"DATA_DIR {settings.data_dir} cannot be made: {error.strerror}.") from error
-    with ExitStack() as stack:
-        with _step("database: start, bring to the newest schema"):
-            stack.enter_context(running_database(settings, supervised=True))
-        with _step("object store: prepare"):
-            prepare_objects(settings)
-        instance = stack.enter_context(Instance(config_path, address, _state_path(settings)))
+    # Left in the reverse order: the database stops when nobody asks it any more.
+    with ExitStack() as backends, Instance(config_path, address, _state_path(settings)) as instance:
         args = load_config(config_path, address).applications[0].args
         pack = args.get("model_pack") or settings.model_pack
         with _step(f"model pack {pack}: find, verify, prepare"):
             licence = _prepare_models(settings, args)
+        with _step("database: start, bring to the newest schema"):
+            backends.enter_context(running_database(settings, supervised=True))
+        with _step("object store: prepare"):
+            prepare_objects(settings)
         key = load_or_create_api_key(settings)
         with _step("Ray: start"):
             instance.start_ray()

@@ -18,7 +18,7 @@ from typing import BinaryIO, Protocol, TextIO
 
 from pydantic import ValidationError
 
-from serve_app.api.person_fields import (BatchPersonFields)
+from serve_app.api.person_fields import BatchPersonFields
 from serve_app.errors import ConfigurationError, ImageError
 from serve_app.images import sniff
 
@@ -125,7 +125,7 @@ class FolderSource:
     def entries(self) -> Iterator[Picture | Skipped]:
         """Raises ConfigurationError when the root cannot be read."""
         try:
-            top = sorted(os.listdir(self.root))
+            top = sorted(path.name for path in self.root.iterdir())
         except OSError as error:
             raise ConfigurationError(f"{self.root} cannot be read: {error.strerror}.") from error
         for name in top:
@@ -161,7 +161,7 @@ class FolderSource:
                 if here in above:
                     yield Skipped(shown, _text(person), "link_loop", "It leads back to a folder it lies in.", harmless=True)
                     continue
-                names = sorted(os.listdir(folder))
+                names = sorted(path.name for path in folder.iterdir())
             except OSError as error:
                 yield Skipped(shown, _text(person), "unreadable", _os_reason(error))
                 continue
@@ -197,7 +197,7 @@ class CsvSource:
             if person is not None and _FILE in columns:
                 break
         else:
-            raise ConfigurationError(f"{path} needs the columns {_FILE!r} and {' or '.join(map(repr, _PERSONS))} in its first line.")
+            raise ConfigurationError(f"The first line of {path} must name the columns `file` and `external_id` or `person`.")
         self._columns, self._person_column = columns, person
 
     def entries(self) -> Iterator[Picture | Skipped]:

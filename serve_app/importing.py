@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import httpx
 
@@ -34,6 +34,7 @@ _CODE_OF_ALL = {"embedding_model_mismatch"}
 """What is wrong with one picture is wrong with every one."""
 
 Status = Literal["enrolled", "exists", "refused", "failed", "skipped"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,7 +193,8 @@ async def extract_batch(request: Request, services: Services) -> Response:
 
     async def from_json(fields: BatchJsonFields) -> ExtractBatch:
         batch = begin(fields)
-        await add_all(batch, services, [Source[str](None, image) for image in fields.images])
+        sources: list[Source[str]] = [Source(None, image) for image in fields.images]
+        await add_all(batch, services, sources)
         return batch
 
     return await batch_response(request, services, BatchFields, begin, BatchJsonFields, from_json)

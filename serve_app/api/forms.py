@@ -281,15 +281,10 @@ async def read_json(request: Request, max_bytes: int) -> Mapping[str, JsonValue]
 
 def _parse_json(body: bytes) -> JsonValue:
     try:
-        parsed: JsonValue = json.loads(body, parse_constant=_no_constant)
+        parsed: JsonValue = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise PayloadError("The body is not valid JSON.") from error
     return parsed
-
-
-def _no_constant(name: str) -> float:
-    """Python would read NaN and Infinity, which JSON does not have."""
-    raise ValueError(f"{name} is not JSON")
 
 
 def validate(model: type[ModelT], fields: Mapping[str, FieldValue]) -> ModelT:

@@ -14,8 +14,8 @@ from serve_app.errors import AlreadyExists, ConfigurationError
 from serve_app.faces import FloatArray, l2_normalize
 from serve_app.people import Collection, new_id
 from serve_app.storage import collections, maintenance, persons
-from serve_app.storage.bulk import BulkPerson, load
-from serve_app.storage.database import Database
+from serve_app.storage.bulk import BulkPerson, conflicts, load
+from serve_app.storage.database import Connection, Database
 
 CHUNK_FACES = 100_000
 """Of one transaction: what a broken import has to do again."""
@@ -26,9 +26,11 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """`embeddings`: (N, D) float32, unit norm, person by person. `starts`: (P + 1,) where each of `names` (P) begins, and N."""
+    """`embeddings`: (N, D) float32, unit norm. `order`: (N,) its rows, person by person. `starts`: (P + 1,) where in `order`
+    each of `names` (P) begins, and N."""
 
     embeddings: FloatArray
+    order: npt.NDArray[np.int64]
     names: tuple[str, ...]
     starts: npt.NDArray[np.int64]
 
@@ -61,14 +63,15 @@ def read_vectors(path: Path, dim: int, check_name: Callable[[str], str]) -> Vect
         raise ConfigurationError(f"The embeddings have {embeddings.shape[1]} values; the collection holds those of {dim}.")
     if owners.shape != embeddings.shape[:1] or owners.dtype.kind not in "USiu":
         raise ConfigurationError(f"`persons` must be (N,) text or whole numbers, not {owners.dtype} {owners.shape}.")
-    unit = np.empty(embeddings.shape, dtype=np.float32)
+    # In its place where it can be: a million faces of 512 values are 2 GB.
+    unit = embeddings if embeddings.dtype == np.float32 else np.empty(embeddings.shape, dtype=np.float32)
     for start in range(0, len(unit), _NORMALIZED_ROWS):
         rows = slice(start, start + _NORMALIZED_ROWS)
         unit[rows] = _directions(embeddings[rows], start)
     names, owner_of = _names(owners, check_name)
-    order = np.argsort(owner_of, kind="stable")
+    order = np.argsort(owner_of, kind="stable").astype(np.int64)
     counts = np.bincount(owner_of, minlength=len(names))
-    return Vectors(unit[order], names, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    return Vectors(unit, order, names, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
 
 
 async def load_vectors(
@@ -111,3 +114,62 @@ async def load_vectors(
             # Where somebody else maintains, that will find it as well.
             mode = await maintenance.choose_search_mode(connection, found) if mine else found.search_mode
     return LoadedVectors(made, faces, skipped, mode)
+
+
+def _directions(rows: npt.NDArray[np.floating], first: int) -> FloatArray:
+    # In float64, and scaled first: as faces.parse_embedding does.
+    wide = rows.astype(np.float64)
+    largest = np.abs(wide).max(axis=1)
+    wrong = ~np.isfinite(largest) | (largest < 1e-12)
+    if wrong.any():
+        raise ConfigurationError(f"Row {first + int(wrong.argmax())} of `embeddings` is zero, infinite or NaN.")
+    return l2_normalize(wide / largest[:, None])
+
+
+def _names(
+    owners: npt.NDArray[np.generic], check_name: Callable[[str], str]
+) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """The external_ids, and for each face which of them is its person's."""
+    different, inverse = np.unique(owners, return_inverse=True)
+    names: dict[str, int] = {}
+    places = np.empty(len(different), dtype=np.int64)
+    for index, value in enumerate(different.tolist()):
+        try:
+            name = check_name(value.decode() if isinstance(value, bytes) else str(value))
+        except ValueError as error:
+            raise ConfigurationError(f"`persons` has {value!r}, which cannot be an external_id.") from error
+        # Two may be one once spaces at their ends are gone.
+        places[index] = names.setdefault(name, len(names))
+    return tuple(names), places[inverse]
+
+
+def _chunks(starts: npt.NDArray[np.int64], chunk_faces: int) -> Iterator[tuple[int, int]]:
+    """Persons from and to, of about so many faces together; a person is never divided."""
+    first, count = 0, len(starts) - 1
+    while first < count:
+        last = int(np.searchsorted(starts, starts[first] + chunk_faces, side="right")) - 1
+        last = max(first + 1, min(last, count))
+        yield first, last
+        first = last
+
+
+async def _load(
+    connection: Connection,
+    collection: Collection,
+    vectors: Vectors,
+    chosen: Sequence[int],
+    known: set[str],
+    split_below: float,
+) -> int:
+    """Faces of the chosen persons that are not known. Raises AlreadyExists when one came to be meanwhile, NotFound."""
+    fresh = [index for index in chosen if vectors.names[index] not in known]
+    if not fresh:
+        return 0
+    sizes = (vectors.starts[1:] - vectors.starts[:-1])[fresh]
+    rows = np.concatenate([vectors.order[vectors.starts[index] : vectors.starts[index + 1]] for index in fresh])
+    people = [BulkPerson(new_id(), vectors.names[index], vectors.names[index], {}) for index in fresh]
+    with conflicts(collection):
+        await load(
+            connection, collection, people, np.repeat(np.arange(len(fresh)), sizes), vectors.embeddings[rows], split_below
+        )
+    return len(rows)

@@ -6,12 +6,15 @@ import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
+import asyncpg
 import numpy as np
 import numpy.typing as npt
 
+from serve_app.errors import AlreadyExists, NotFound
 from serve_app.faces import FloatArray, mean_templates, templates_of
 from serve_app.people import Collection, Metadata, new_id
 from serve_app.storage.database import Connection
@@ -31,6 +34,18 @@ class BulkPerson:
     external_id: str | None
     name: str
     metadata: Metadata
+
+
+@contextmanager
+def conflicts(collection: Collection) -> Iterator[None]:
+    """Around `load`, while others write as well. Raises AlreadyExists for an external_id that was taken meanwhile, NotFound
+    for a collection that was deleted."""
+    try:
+        yield
+    except asyncpg.UniqueViolationError as error:
+        raise AlreadyExists("Somebody made one of the persons at the same time.") from error
+    except (asyncpg.UndefinedTableError, asyncpg.ForeignKeyViolationError) as error:
+        raise NotFound(f"The collection {collection.id!r} was deleted meanwhile.", collection_id=collection.id) from error
 
 
 async def load(

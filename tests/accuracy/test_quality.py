@@ -104,13 +104,15 @@ def test_bad_photos_are_refused(loaded: Loaded) -> None:
         assert found is not None and loaded.refused(found), name
 
 
-@pytest.mark.parametrize(("name", "sign"), [("pose/left_face.jpeg", -1), ("exif/immich_portrait.jpg", -1)])
-def test_profiles_have_a_large_yaw_of_the_right_sign(loaded: Loaded, name: str, sign: int) -> None:
+@pytest.mark.parametrize("name", ["pose/left_face.jpeg", "exif/immich_portrait.jpg"])
+def test_profiles_have_a_large_yaw_of_the_right_sign(loaded: Loaded, name: str) -> None:
+    """One head in each looks to the left of the picture, a mirrored one to the right."""
     pixels = decode(data.read(name), LIMITS).pixels
-    for image, expected in ((pixels, sign), (np.ascontiguousarray(pixels[:, ::-1]), -sign)):
-        found = loaded.largest(encode_png(image))
-        assert found is not None
-        assert found.qualities[0].yaw_deg * expected > 35
+    for image, sign in ((pixels, -1), (np.ascontiguousarray(pixels[:, ::-1]), 1)):
+        (found,) = loaded.engine.run([DetectionRequest(encode_png(image), DetectionOptions(quality=True))])
+        assert isinstance(found, Detections)
+        yaw_deg = max((quality.yaw_deg for quality in found.qualities), key=abs)
+        assert yaw_deg * sign > loaded.limits.max_yaw_deg
 
 
 def test_the_sign_of_roll(loaded: Loaded) -> None:
@@ -148,7 +150,7 @@ def test_masks_drawn_on_photos_are_found(loaded: Loaded) -> None:
         textures.append(np.asarray(texture[inset:-inset, inset:-inset], dtype=np.uint8))
     levels: Counter[Occlusion] = Counter()
     missed = refused = 0
-    for index, photo in enumerate(photos("lfw", "photo", "single")[::2]):
+    for index, photo in enumerate(photos("lfw", "photo", "single")[::4]):
         plain = loaded.largest(photo.path.read_bytes())
         assert plain is not None
         found = loaded.largest(encode_png(with_mask(pixels_of(photo), plain.landmarks[0], textures[index % 4])))
@@ -158,8 +160,8 @@ def test_masks_drawn_on_photos_are_found(loaded: Loaded) -> None:
         levels[found.qualities[0].occlusion] += 1
         refused += bool(loaded.refused(found))
     print(f"{levels.total()} masked faces, {missed} not detected: {dict(levels)}; {refused} refused")
-    assert levels[Occlusion.MEDIUM] + levels[Occlusion.HIGH] >= 0.8 * levels.total()
-    assert refused >= 0.8 * levels.total()
+    assert levels[Occlusion.MEDIUM] + levels[Occlusion.HIGH] >= 0.93 * levels.total()
+    assert refused >= 0.93 * levels.total()
 
 
 def blurred(share: float) -> Callable[[RGBImage, float], RGBImage]:
@@ -185,7 +187,8 @@ def shrunk(width_px: float) -> Callable[[RGBImage, float], RGBImage]:
 def test_what_is_refused_verifies_worse(loaded: Loaded) -> None:
     """Degraded photos against untouched ones of the same person."""
     counts = Counter(photo.identity for photo in photos("lfw", "photo") if photo.identity)
-    known = [photo for photo in photos("lfw", "photo") if counts[photo.identity] > 1][::2]
+    chosen = sorted(identity for identity, count in counts.items() if count > 1)[::3]
+    known = [photo for photo in photos("lfw", "photo") if photo.identity in chosen]
     ways = (blurred(0.02), blurred(0.03), blurred(0.045), shrunk(20), shrunk(56), burnt(2.5), darkened(0.12))
     references, probes = [], []
     for photo in known:

@@ -14,6 +14,9 @@ from tests.api.conftest import MakeWorld, World
 GROUPS = {"payload_error", "image_error", "image_url_error", "face_rejected", "access_error", "route_error", "conflict",
           "capacity_error", "part_unavailable"} - {"payload_error"}  # fmt: skip
 EVERYWHERE = {"not_found", "method_not_allowed"}
+OPEN = {"/api/v1/health", "/api/v1/ready", "/api/v1/objects/{key}"}
+READS = re.compile(r"/(search|identify|verify|faces:batch)$")
+"""Posts that write nothing, and the one whose items are idempotent by their content."""
 
 
 async def test_health_needs_no_key(world: World) -> None:
@@ -78,10 +81,17 @@ async def test_every_operation_is_described_and_posts_have_bodies(world: World) 
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             assert operation["summary"] and operation["description"], path
-            if method == "post":
-                assert set(operation["requestBody"]["content"]) >= {"multipart/form-data", "application/json"}, path
-            if path != "/api/v1/health":
+            if method in ("post", "patch"):
+                content = set(operation["requestBody"]["content"])
+                pictures = (
+                    "/face/" in path or "/compare/" in path or path.endswith(("/search", "/identify", "/verify", "/faces"))
+                )
+                assert content >= ({"multipart/form-data", "application/json"} if pictures else {"application/json"}), path
+            if path not in OPEN:
                 assert operation["security"], path
+            if path.startswith("/api/v1/collections") and method in ("post", "patch", "delete") and not READS.search(path):
+                names = {parameter["name"].lower() for parameter in operation.get("parameters", [])}
+                assert "idempotency-key" in names, (method, path)
 
 
 @pytest.mark.parametrize(

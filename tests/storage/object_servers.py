@@ -61,6 +61,7 @@ class ObjectServer:
     log: Path
     sockets: tuple[Path, ...] = ()
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _watcher: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> None:
         """Returns when the server has stored an object; raises TimeoutError after 30 s."""
@@ -68,6 +69,10 @@ class ObjectServer:
             self._process = subprocess.Popen(
                 self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.log.parent
             )
+        # Ends the server when this process dies without a word, as under `timeout -k`: then its input ends.
+        self._watcher = subprocess.Popen(
+            ["/bin/sh", "-c", 'read _; kill -9 "$0"', str(self._process.pid)], stdin=subprocess.PIPE, start_new_session=True
+        )
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -76,6 +81,10 @@ class ObjectServer:
             time.sleep(0.05)
 
     def kill(self) -> None:
+        if self._watcher is not None:
+            self._watcher.kill()
+            self._watcher.communicate()
+            self._watcher = None
         self.signal(signal.SIGKILL)
         if self._process is not None:
             self._process.wait()

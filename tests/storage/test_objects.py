@@ -474,6 +474,27 @@ class TestFaultsOfTheServer:
         await store.close()
 
 
+@contextlib.asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[str]:
+    """host:port of something that listens, and says the same to everybody."""
+    handlers: set[asyncio.Task[None] | None] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    listening = await asyncio.start_server(handle, HOST, 0)
+    async with listening:
+        yield f"{HOST}:{listening.sockets[0].getsockname()[1]}"
+    await asyncio.gather(*(task for task in handlers if task is not None))
+
+
 class TestFaultsOfTheSettings:
     async def test_several_that_make_the_bucket(self, object_server: ObjectServer) -> None:
         config = replace(object_server.config, bucket=f"kinlens-{secrets.token_hex(4)}")
@@ -538,17 +559,8 @@ class TestFaultsOfTheSettings:
     async def test_something_else_at_the_endpoint(self, answer: bytes, expected: str) -> None:
         """And Retry-After is not waited for: the caller is told when to come back."""
 
-        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-                await reader.readuntil(b"\r\n\r\n")
-                writer.write(answer)
-                await writer.drain()
-            writer.close()
-
-        listening = await asyncio.start_server(handle, HOST, 0)
-        async with listening:
-            port = listening.sockets[0].getsockname()[1]
-            store = MinioObjectStore(MinioConfig(f"{HOST}:{port}", "access", "secret-secret"))
+        async with answering(answer) as endpoint:
+            store = MinioObjectStore(MinioConfig(endpoint, "access", "secret-secret"))
             started = time.monotonic()
             with pytest.raises(ConfigurationError, match=expected) as caught:
                 await store.prepare()
@@ -557,7 +569,17 @@ class TestFaultsOfTheSettings:
                 await anext(store.list(""))
             assert time.monotonic() - started < 5
             await store.close()
-        await asyncio.sleep(0.05)  # the last handlers
+
+    async def test_answers_that_are_not_read_give_their_connections_back(self) -> None:
+        """More of them than there are connections: a server that sends the whole object, whatever range was asked for."""
+        whole = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: 1000000\r\n\r\n" + bytes(1_000_000)
+        async with answering(whole) as endpoint, asyncio.timeout(20):
+            store = MinioObjectStore(MinioConfig(endpoint, "access", "secret-secret"))
+            for _ in range(40):
+                with pytest.raises(ObjectStoreUnavailable, match="no ranges"):
+                    await store.get_range("a/b", 0, 10)
+            assert len(await store.get("a/b")) == 1_000_000
+            await store.close()
 
     @pytest.mark.parametrize(
         ("change", "setting"),

@@ -18,7 +18,14 @@ SOURCES = sorted(path for folder in ("serve_app", "deployments", "config") for p
 RAY = {"serve_app/app.py", "serve_app/ingress.py", "serve_app/remote.py", "serve_app/cli.py", "serve_app/service.py",
        "deployments/detection.py", "deployments/embedding.py"}  # fmt: skip
 FASTAPI = {"serve_app/ingress.py"}
-ARRAYS = {"serve_app/faces.py", "serve_app/images.py", "serve_app/quality.py", "deployments/process.py"}
+ARRAYS = {
+    "serve_app/storage/bulk.py",
+    "serve_app/storage/vectors.py",
+    "serve_app/faces.py",
+    "serve_app/images.py",
+    "serve_app/quality.py",
+    "deployments/process.py",
+}
 
 
 def imports(path: Path) -> set[str]:
