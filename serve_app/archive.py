@@ -94,11 +94,13 @@ class _Tally:
 class ArchiveWriter:
     """Writes to `stream` from its beginning; every method raises OSError of the stream."""
 
-    def __init__(self, stream: BinaryIO, manifest: Manifest, mtime: int) -> None:
+    def __init__(self, stream: BinaryIO, mtime: int) -> None:
         self._tar = tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115  closed by `finish`
         self._mtime = mtime
         self._tally = _Tally()
         self._pieces = 0
+
+    def begin(self, manifest: Manifest) -> None:
         self._add(MANIFEST, manifest.model_dump_json(indent=1).encode())
 
     def add_database(self, piece: bytes) -> None:
@@ -198,7 +200,7 @@ def members(stream: BinaryIO) -> Iterator[Member]:
                 digest = str(info.pax_headers.get(_SUM, ""))
                 yield Member(part, info.name, info.size, digest, _reader(tar, info, digest))
             _check_rest(stream, tar.offset)
-    except (tarfile.TarError, ValueError, EOFError) as error:
+    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
         raise ConfigurationError(f"This is not a whole backup of Kinlens: {error}.") from error
 
 
@@ -231,8 +233,8 @@ def _reader(tar: tarfile.TarFile, info: tarfile.TarInfo, digest: str) -> Callabl
             file = tar.extractfile(info)
             assert file is not None
             data = file.read()
-        except tarfile.TarError as error:
-            raise ConfigurationError(f"The backup is incomplete: {error}.") from error
+        except (tarfile.TarError, OSError) as error:
+            raise ConfigurationError(f"The backup cannot be read to its end: {error}.") from error
         if len(data) != info.size or hashlib.sha256(data).hexdigest() != digest:
             raise ConfigurationError(f"The backup was altered or is damaged: {info.name!r} is not what was written.")
         return data

@@ -57,24 +57,31 @@ async def back_up(database: Database, dsn: Dsn, objects: ObjectStore, path: Path
     """
     missing: list[str] = []
     missed = 0
+
+    async def write(add: Callable[..., object], *content: object) -> None:
+        # Translated here: further out, an OSError would be taken for the database's.
+        with _writable(path):
+            await asyncio.to_thread(add, *content)
+
     with _draft(path) as stream:
         async with database.dedicated() as connection, dumps.no_deletions(connection):
             async with dumps.snapshot(connection) as moment:
                 counts = await dumps.counts(connection)
                 manifest = await _manifest(connection, counts)
-                writer = ArchiveWriter(stream, manifest, int(time.time()))
+                writer = ArchiveWriter(stream, int(time.time()))
+                await write(writer.begin, manifest)
                 async for piece in dumps.dump(dsn(), moment):
-                    await asyncio.to_thread(writer.add_database, piece)
+                    await write(writer.add_database, piece)
                 done = 0
                 async for key, data in _read_ahead(objects, object_rows.pages(connection)):
                     if data is None:
                         missed += 1
                         missing += [key][: _KEPT - len(missing)]
                     else:
-                        await asyncio.to_thread(writer.add_object, key, data)
+                        await write(writer.add_object, key, data)
                     done += 1
                     progress(done, counts.objects)
-            await asyncio.to_thread(writer.finish)
+            await write(writer.finish)
             size = stream.tell()
     return BackupReport(counts, size, missed, tuple(missing))
 
@@ -232,20 +239,32 @@ def _content_type(data: bytes) -> str:
 def _draft(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place when the block ends well, and is durable then."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    with _writable(path):
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                yield stream
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            with _writable(path):
                 stream.flush()
-                os.fsync(stream.fileno())
+                os.fsync(descriptor)
+        with _writable(path):
             draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            _sync_folder(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}.") from error

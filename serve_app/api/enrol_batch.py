@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from uuid import UUID
@@ -15,13 +17,13 @@ from serve_app.api.forms import validate
 from serve_app.api.openapi import problems, request_body
 from serve_app.api.person_answers import EnrolBatchAnswer, EnrolBatchItem
 from serve_app.api.person_fields import BatchItemFields, BatchPersonFields, EnrolBatchFields, EnrolBatchJsonFields
-from serve_app.api.writes import WRITE_ERRORS
+from serve_app.api.writes import WRITE_ERRORS, idempotency_header, once_per_item
 from serve_app.errors import DuplicateFace, InvalidRequest, JsonValue, KinlensError
-from serve_app.services.enrolment import ExternalPerson, PersonRef
+from serve_app.services.enrolment import Enrolled, ExternalPerson, PersonRef
 from serve_app.services.enrolment_review import EnrolOptions, Item
 from serve_app.services.pipeline import FaceChoice
 from serve_app.services.verification import GivenEmbedding
-from serve_app.services.writing import Once
+from serve_app.storage.idempotency import Replayed
 
 router = APIRouter(prefix="/collections/{collection_id}", tags=["faces"])
 
@@ -32,11 +34,12 @@ class EnrolBatch(Batch[EnrolBatchItem, BatchPersonFields]):
     def __init__(
         self,
         services: Services,
-        request_id: str,
+        request: Request,
         collection_id: str,
         fields: EnrolBatchFields | EnrolBatchJsonFields,
     ) -> None:
-        super().__init__(services, request_id)
+        super().__init__(services, request.state.request_id)
+        self._request = request
         self._collection_id = collection_id
         self._fields = fields
         self._options = EnrolOptions(FaceChoice(fields.face), fields.detection_threshold, fields.review)
@@ -49,19 +52,26 @@ class EnrolBatch(Batch[EnrolBatchItem, BatchPersonFields]):
         else:
             model = self._fields.model if isinstance(self._fields, EnrolBatchJsonFields) else None
             item = Item(GivenEmbedding(given, model), entry.taken_at)
-        enrolled = await self._services.gallery.enrolment.enrol(
-            self._collection_id, _person(entry), [item], self._options, Once(None, lambda _: (200, b""))
-        )
-        face = enrolled.faces[0].face
-        return EnrolBatchItem(
-            index=index,
-            filename=source.filename,
-            status="enrolled",
-            person_id=enrolled.person_id,
-            external_id=entry.external_id,
-            face_id=face.id,
-            problem=None,
-        )
+
+        def render(enrolled: Enrolled) -> EnrolBatchItem:
+            return EnrolBatchItem(
+                index=index,
+                filename=source.filename,
+                status="enrolled",
+                person_id=enrolled.person_id,
+                external_id=entry.external_id,
+                face_id=enrolled.faces[0].face.id,
+                problem=None,
+            )
+
+        content = item.source if isinstance(item.source, bytes) else json.dumps(item.source.values).encode()
+        digest = hashlib.sha256(content).digest() + entry.model_dump_json().encode()
+        write = once_per_item(self._request, self._services, index, digest, render)
+        enrolment = self._services.gallery.enrolment
+        try:
+            return render(await enrolment.enrol(self._collection_id, _person(entry), [item], self._options, write))
+        except Replayed as replayed:
+            return EnrolBatchItem.model_validate_json(replayed.response)
 
     def failed(self, index: int, source: Source[BatchPersonFields], error: KinlensError) -> EnrolBatchItem:
         try:
@@ -115,20 +125,21 @@ def _person(entry: BatchPersonFields) -> PersonRef:
     "/faces:batch",
     response_model=EnrolBatchAnswer,
     summary="Enrol many faces of many persons",
-    dependencies=[Depends(admitted)],
+    dependencies=[Depends(admitted), Depends(idempotency_header)],
     responses=problems(*WRITE_ERRORS, *ENROL_ERRORS),
     openapi_extra=request_body(EnrolBatchFields, files=("files",), many=True, json_model=EnrolBatchJsonFields),
 )
 async def enrol_batch(collection_id: str, request: Request, services: ServicesDep) -> Response:
     """Results in order, a status and a problem for each, status 200. Sending the same pictures again changes nothing: those
-    that are there are answered `exists`, before any model looks at them. So a call that broke off is simply repeated.
+    that are there are answered `exists`, before any model looks at them. So a call that broke off is simply repeated. With an
+    Idempotency-Key the items that were enrolled are answered as they were the first time, vectors too.
     """
 
     def begin(fields: EnrolBatchFields) -> EnrolBatch:
-        return EnrolBatch(services, request.state.request_id, collection_id, fields)
+        return EnrolBatch(services, request, collection_id, fields)
 
     async def from_json(fields: EnrolBatchJsonFields) -> EnrolBatch:
-        batch = EnrolBatch(services, request.state.request_id, collection_id, fields)
+        batch = EnrolBatch(services, request, collection_id, fields)
         sources: list[Source[BatchPersonFields]] = [Source(None, item.image or "", item) for item in fields.items]
         await add_all(batch, services, sources)
         return batch

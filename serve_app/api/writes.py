@@ -49,14 +49,33 @@ def once(
     def rendered(result: ResultT) -> tuple[int, bytes]:
         return status, render(result).model_dump_json().encode()
 
+    key = _key(request, services)
+    return Once(None if key is None else WriteKey(key, _fingerprint(request, fields)), rendered)
+
+
+def once_per_item(
+    request: Request, services: Services, index: int, item: bytes, render: Callable[[ResultT], BaseModel]
+) -> Once[ResultT]:
+    """The same for the item at `index` of a request of many, each a write of its own. `item`: what tells it from others."""
+
+    def rendered(result: ResultT) -> tuple[int, bytes]:
+        return 200, render(result).model_dump_json().encode()
+
+    key = _key(request, services)
+    if key is None:
+        return Once(None, rendered)
+    fingerprint = hashlib.sha256(_fingerprint(request, None) + item).digest()
+    return Once(WriteKey(hashlib.sha256(key + index.to_bytes(4, "big")).digest(), fingerprint), rendered)
+
+
+def _key(request: Request, services: Services) -> bytes | None:
     given = request.headers.get("idempotency-key")
     if given is None:
-        return Once(None, rendered)
+        return None
     if not _KEY.fullmatch(given):
         raise InvalidRequest("The Idempotency-Key must be 1 to 255 visible ASCII characters.")
     # The client's key is part: nobody gets another client's answer.
-    key = hashlib.sha256(f"{services.api_key}\n{given}".encode()).digest()
-    return Once(WriteKey(key, _fingerprint(request, fields)), rendered)
+    return hashlib.sha256(f"{services.api_key}\n{given}".encode()).digest()
 
 
 def _fingerprint(request: Request, fields: BaseModel | None) -> bytes:

@@ -361,6 +361,23 @@ async def test_bulk_enrolment_with_a_list_and_by_json(stored: StoredWorld) -> No
     assert missing.status_code == 404
 
 
+async def test_bulk_enrolment_with_a_key_answers_as_the_first_time(stored: StoredWorld) -> None:
+    collection = await stored.collection()
+    items: list[dict[str, object]] = [
+        {"external_id": "a", "embedding": X},
+        {"external_id": "b", "image": base64.b64encode(image(identity=1)).decode()},
+        {"external_id": "c", "image": base64.b64encode(image(faces=0)).decode()},
+    ]
+    send = {"json": {"items": items, "model": "fake-model", "review": False}, "headers": {"idempotency-key": "bulk"}}
+    first = await stored.client.post(f"{collection}/faces:batch", **send)  # type: ignore[arg-type]
+    second = await stored.client.post(f"{collection}/faces:batch", **send)  # type: ignore[arg-type]
+    assert first.json()["results"][:2] == second.json()["results"][:2] and first.json()["enrolled"] == 2
+    assert len(await stored.rows("SELECT 1 FROM faces")) == 2
+    items[0]["embedding"] = Y
+    third = (await stored.client.post(f"{collection}/faces:batch", **send)).json()  # type: ignore[arg-type]
+    assert third["results"][0]["problem"]["code"] == "idempotency_key_reused"
+
+
 async def test_templates_follow_their_faces(stored: StoredWorld) -> None:
     collection = await stored.collection()
     person = await stored.person(collection)

@@ -112,7 +112,7 @@ async def test_a_face_erased_meanwhile_is_not_dangling(stored: StoredWorld, monk
         if not erased:
             erased = True
             assert (await stored.client.delete(f"{address}/faces/{faces[0]}")).status_code == 200
-        return await real(store, key)  # type: ignore[arg-type]
+        return await real(store, key)
 
     monkeypatch.setattr(type(stored.gallery.objects), "exists", exists)
     found = await dangling(stored)

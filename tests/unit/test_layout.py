@@ -58,6 +58,11 @@ def test_arrays_are_worked_on_only_in_the_domain_and_the_models() -> None:
     assert {path for path in importers("numpy", "cv2", "PIL") if not path.startswith("deployments/models/")} <= ARRAYS
 
 
+def test_drivers_are_imported_only_in_storage() -> None:
+    drivers = importers("asyncpg", "pgvector", "sqlalchemy", "alembic", "minio", "urllib3")
+    assert [path for path in drivers if not path.startswith("serve_app/storage/")] == []
+
+
 def test_services_know_neither_the_api_nor_the_deployments() -> None:
     for path in (ROOT / "serve_app" / "services").glob("*.py"):
         assert not [name for name in imports(path) if name.startswith(("serve_app.api", "deployments", "serve_app.remote"))], (

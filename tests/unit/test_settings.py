@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from config.settings import Settings
+from config.settings import SECRET_SETTINGS, Settings
 from serve_app.errors import ConfigurationError
 from serve_app.keys import load_or_create_api_key
 from serve_app.service import Address
@@ -92,3 +92,8 @@ def test_an_unusable_key_file_is_said(settings: Settings) -> None:
 )
 def test_addresses_become_urls(host: str, url: str) -> None:
     assert Address(host, 8000).url == url
+
+
+def test_every_secret_is_kept_from_serves_configuration() -> None:
+    secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+    assert secret == set(SECRET_SETTINGS)
