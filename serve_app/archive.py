@@ -32,7 +32,9 @@ END = "end.json"
 DATABASE = "database/"
 OBJECTS = "objects/"
 
-_SUM = "KINLENS.sha256"
+_SUM = "comment"
+"""The one pax keyword that every tar program takes without a word."""
+_SUM_KIND = "sha256:"
 _MAX_MEMBER_BYTES = 1 << 30
 """More than any picture or piece of a dump: a member is held in memory."""
 _MAX_TEXT_BYTES = 1 << 20
@@ -120,7 +122,7 @@ class ArchiveWriter:
         info = tarfile.TarInfo(name)
         info.size, info.mode, info.mtime = len(data), _MODE, self._mtime
         digest = hashlib.sha256(data).hexdigest()
-        info.pax_headers = {_SUM: digest}
+        info.pax_headers = {_SUM: _SUM_KIND + digest}
         self._tar.addfile(info, io.BytesIO(data))
         _forget(self._tar)
         self._tally.add(name, len(data), digest)
@@ -197,7 +199,7 @@ def members(stream: BinaryIO) -> Iterator[Member]:
                     raise ConfigurationError(f"The backup was altered: {info.name!r} does not stand there.")
                 pieces += part is Part.DATABASE
                 last = part
-                digest = str(info.pax_headers.get(_SUM, ""))
+                digest = str(info.pax_headers.get(_SUM, "")).removeprefix(_SUM_KIND)
                 yield Member(part, info.name, info.size, digest, _reader(tar, info, digest))
             _check_rest(stream, tar.offset)
     except (tarfile.TarError, ValueError, EOFError, OSError) as error:

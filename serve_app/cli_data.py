@@ -369,13 +369,13 @@ def _import_vectors(
 
 
 async def _collection_for(database: Database, collection_id: str, model: str, create: bool) -> Collection:
-    """Raises NotFound, ConfigurationError when it holds embeddings of another model."""
+    """Raises ConfigurationError when it is not there, or holds embeddings of another model."""
     try:
         async with database.connection() as connection:
             found = await collections.get(connection, collection_id)
-    except NotFound:
+    except NotFound as error:
         if not create:
-            raise
+            raise ConfigurationError(f"{error.detail} --create makes it.") from error
         contract = _known_contract(model)
         found = await database.run(lambda tx: collections.create(tx, collection_id, "", {}, contract))
     if found.contract.model != model:

@@ -1,7 +1,8 @@
 """How well a face shows who it is: size, sharpness, pose, exposure, occlusion. Pure; about 0.3 ms a face.
 
-Nothing here is learnt: each figure is a formula on the pixels of the aligned crop or on the five landmarks.
-`serve_app.services.review` says from where a figure speaks against a face; docs/accuracy.md has the measurements.
+No model: formulas on the pixels of the aligned crop and on the five landmarks, with a handful of measured constants.
+`serve_app.services.review` says from where a figure speaks against a face; docs/accuracy.md, "Enrolment review", has the
+measurements.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _HEIGHT_TO_NOSE, _LEVEL_NOSE = 1.6, 0.485
 level face lies (0: eyes, 1: mouth). Fitted likewise: 1.70 and 0.49 for YuNet, 1.55 and 0.48 for SCRFD."""
 
 # Occlusion. Fitted by logistic regression to 732 faces of the test photos as they are and with masks drawn on them, then
-# shifted so that 1 or 2 in 100 of the uncovered ones lie above 0.5; see docs/accuracy.md.
+# shifted so that 1 or 2 in 100 of the uncovered ones score above 0.5; docs/accuracy.md has what that finds.
 _NO_MOUTH, _LINE_WEIGHT, _DETAIL_WEIGHT = 10.05, 8.0, 100.0
 _REDNESS_LOSS, _REDNESS_WEIGHT = 8.0, 0.6
 _EYE_DETAIL, _EYE_WEIGHT = 0.20, 25.0
@@ -78,11 +79,11 @@ def _yaw_and_pitch(points: _Points) -> tuple[float, float]:
 
     Eyes and mouth lie about in one plane, the nose tip stands out of it by d. In weak perspective a turn by yaw moves the
     tip sideways by d sin(yaw), while the eyes, w apart, are seen w cos(yaw) apart: tan(yaw) = (w / d) (shift / eyes). So
-    with pitch and the height from eyes to mouth (after Gee and Cipolla 1994, DOI 10.1016/0262-8856(94)90039-6).
+    with pitch and the height from eyes to mouth (after Gee and Cipolla, "Determining the gaze of faces in images", 1994).
 
-    Against MediaPipe's face mesh: yaw within 3 degrees on average and 9 in 95 of 100 faces (SCRFD's landmarks: 2.5 and
-    6.5), up to 45 degrees; beyond it grows less surely but stays large. Pitch within 7 and 17 (SCRFD: 5 and 12): noses
-    differ as much from person to person, so it tells only the extremes apart.
+    Against MediaPipe's face mesh, up to 45 degrees: yaw is off by 3 degrees on average and by 9 in one face of 20 (SCRFD's
+    landmarks: 2.5 and 6.4); a full profile may read as little as 40, because its far eye is guessed. Pitch is off by 7 and
+    17 (SCRFD: 5 and 12): noses differ from person to person, so it only tells the extremes apart.
     """
     eyes, mouth = (points[0] + points[1]) / 2, (points[3] + points[4]) / 2
     height = math.dist(eyes, mouth)

@@ -21,6 +21,7 @@ from serve_app.api.docs import add_docs
 from serve_app.api.problems import problem_response
 from serve_app.api.writes import on_replayed
 from serve_app.errors import (
+    ConfigurationError,
     InternalError,
     InvalidRequest,
     JsonValue,
@@ -88,6 +89,11 @@ def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
     services: Services = api.state.services
+    try:
+        await services.gallery.objects.prepare()
+    except ConfigurationError as error:
+        # It may come up after us; until then what needs it is a 503.
+        logger.warning("object store: %s", error)
     services.gallery.housekeeping.start()
     yield
     await services.gallery.close()

@@ -75,10 +75,11 @@ class Eraser:
         """Deletes what waits in the outbox; returns how many. Raises ObjectStoreUnavailable, DatabaseUnavailable."""
         total = 0
         while True:
-            async with self._database.transaction() as tx:
-                keys = await objects_outbox.claim(tx, _BATCH)
-                if not keys:
-                    return total
-                await self._objects.delete_many(keys)
-                await objects_outbox.done(tx, keys)
-                total += len(keys)
+            async with self._database.connection() as connection:
+                keys = await objects_outbox.waiting(connection, _BATCH)
+            if not keys:
+                return total
+            await self._objects.delete_many(keys)
+            async with self._database.connection() as connection:
+                await objects_outbox.done(connection, keys)
+            total += len(keys)

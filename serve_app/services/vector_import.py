@@ -51,6 +51,8 @@ def read_vectors(path: Path, dim: int, check_name: Callable[[str], str]) -> Vect
 
     Raises ConfigurationError where the file is not such a file, the dimension is another, or a vector has no direction.
     """
+    if not zipfile.is_zipfile(path):
+        raise ConfigurationError(f"{path} is no .npz file with the arrays `embeddings` and `persons`.")
     try:
         # Never pickled objects: they would run code.
         with np.load(path, allow_pickle=False) as arrays:

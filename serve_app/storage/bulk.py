@@ -83,7 +83,18 @@ async def load(
                     faces.vectors(split_below, templates))  # fmt: skip
         await _copy(connection, tables.templates, ("collection_key", "person_id", "ordinal", "face_count", "embedding"),
                     iter(templates))  # fmt: skip
-    await connection.execute(f"ANALYZE {tables.embeddings}, {tables.templates}, persons, faces")
+    await _analyze(connection, tables)
+
+
+async def _analyze(connection: Connection, tables: VectorTables) -> None:
+    """When the collection has doubled: what the planner wants to know are shares, not counts."""
+    doubled = await connection.fetchval(
+        "SELECT pg_relation_size(oid) > 2 * relpages * current_setting('block_size')::bigint FROM pg_class"
+        " WHERE oid = to_regclass($1)",
+        tables.embeddings,
+    )
+    if doubled:
+        await connection.execute(f"ANALYZE {tables.embeddings}, {tables.templates}, persons, faces")
 
 
 async def _dates(connection: Connection, taken_at: npt.NDArray[np.datetime64] | None, count: int) -> npt.NDArray[np.int64]:

@@ -16,11 +16,20 @@ async def add(tx: Connection, object_keys: Sequence[str]) -> None:
     )
 
 
-async def claim(tx: Connection, limit: int) -> list[str]:
-    """Keys to delete, locked until the transaction ends: two sweepers take different ones. None while a backup runs."""
-    if not await tx.fetchval("SELECT pg_try_advisory_xact_lock_shared($1)", BACKUP_LOCK):
-        return []
-    rows = await tx.fetch("SELECT object_key FROM object_deletions ORDER BY created_at LIMIT $1 FOR UPDATE SKIP LOCKED", limit)
+async def waiting(connection: Connection, limit: int) -> list[str]:
+    """Keys to delete, the oldest first. None while a backup runs.
+
+    No row is locked: deleting an object twice does no harm, and no transaction is open while the object store is asked. What
+    is listed before a backup begins may be deleted during it, as its rows were gone before.
+    """
+    rows = await connection.fetch(
+        "SELECT object_key FROM object_deletions WHERE NOT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        " AND (classid::bigint << 32) | objid::bigint = $2 AND objsubid = 1 AND granted)"
+        " ORDER BY created_at LIMIT $1",
+        limit,
+        BACKUP_LOCK,
+    )
     return [row["object_key"] for row in rows]
 
 

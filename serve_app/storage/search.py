@@ -80,13 +80,17 @@ async def by_templates(
 def exact_sql(collection: Collection, probe: FloatArray, top_k: int, wanted: SearchFilter) -> tuple[str, list[object]]:
     query = _Query()
     vector = query.bind(probe)
-    conditions = ["e.person_id IS NOT NULL", *_face_conditions(query, "e", wanted)]
+    persons = ["e.person_id IS NOT NULL"]
+    if wanted.person_ids is not None:
+        persons.append(f"e.person_id = ANY({query.bind(list(wanted.person_ids))}::uuid[])")
+    if wanted.exclude_person_ids:
+        persons.append(f"e.person_id <> ALL({query.bind(list(wanted.exclude_person_ids))}::uuid[])")
     if wanted.metadata:
-        conditions.append(
+        persons.append(
             "e.person_id = ANY(ARRAY(SELECT id FROM persons"
             f" WHERE collection_key = {collection.key:d} AND metadata @> {query.bind(wanted.metadata)}))"
         )
-    return _ranked(collection, vector, conditions, query.bind(top_k)), query.values
+    return _ranked(collection, query, vector, persons, wanted, top_k), query.values
 
 
 def templates_sql(collection: Collection, probe: FloatArray, top_k: int, wanted: SearchFilter) -> tuple[str, list[object]]:
@@ -96,21 +100,20 @@ def templates_sql(collection: Collection, probe: FloatArray, top_k: int, wanted:
     conditions = []
     if wanted.exclude_person_ids:
         conditions.append(f"t.person_id <> ALL({query.bind(list(wanted.exclude_person_ids))}::uuid[])")
+    # Values, not EXISTS: that would be made a join, which the planner, knowing little of what a filter leaves, begins with
+    # everybody who fulfils it, and sorts them by distance.
     if wanted.metadata:
-        conditions.append(
-            f"EXISTS (SELECT 1 FROM persons p WHERE p.id = t.person_id AND p.metadata @> {query.bind(wanted.metadata)})"
-        )
+        conditions.append(f"(SELECT p.metadata @> {query.bind(wanted.metadata)} FROM persons p WHERE p.id = t.person_id)")
     if wanted.by_date:
-        dates = " AND ".join(_date_conditions(query, "f", wanted))
-        conditions.append(f"EXISTS (SELECT 1 FROM faces f WHERE f.person_id = t.person_id AND {dates})")
+        dates = _date_condition(query, "f", wanted)
+        conditions.append(f"(SELECT true FROM faces f WHERE f.person_id = t.person_id AND {dates} LIMIT 1)")
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     candidates = (
         f"SELECT t.person_id FROM {VectorTables.of(collection).templates} t {where}"
         f" ORDER BY t.embedding <#> {vector} LIMIT {limit:d}"
     )
     # As an array, not a join: a join of unknown size makes the planner read every face.
-    faces = [f"e.person_id = ANY(ARRAY({candidates}))", *_face_conditions(query, "e", wanted)]
-    return _ranked(collection, vector, faces, query.bind(top_k)), query.values
+    return _ranked(collection, query, vector, [f"e.person_id = ANY(ARRAY({candidates}))"], wanted, top_k), query.values
 
 
 async def similarity_to_person(
@@ -134,44 +137,44 @@ async def exact_templates(
     return [(row["person_id"], row["similarity"]) for row in rows]
 
 
-def _ranked(collection: Collection, vector: str, conditions: Sequence[str], top_k: str) -> str:
-    """Each person's best face among those that fulfil the conditions, the best persons first."""
+def _ranked(
+    collection: Collection, query: _Query, vector: str, persons: Sequence[str], wanted: SearchFilter, top_k: int
+) -> str:
+    """The persons who fulfil the conditions `persons`, each by the best of its faces of the dates wanted, the best first."""
+    embeddings = VectorTables.of(collection).embeddings
+    dates = ""
+    if wanted.by_date:
+        dates = f"AND EXISTS (SELECT 1 FROM faces d WHERE d.id = e.face_id AND {_date_condition(query, 'd', wanted)})"
+    # The face is looked up after: to carry it along, every face would have to be sorted.
     return f"""
-        SELECT best.person_id, best.face_id, best.similarity, p.external_id, p.name, p.metadata
+        SELECT best.person_id, nearest.face_id, -best.distance AS similarity, p.external_id, p.name, p.metadata
         FROM (
-            SELECT * FROM (
-                SELECT DISTINCT ON (e.person_id) e.person_id, e.face_id, -(e.embedding <#> {vector}) AS similarity
-                FROM {VectorTables.of(collection).embeddings} e
-                WHERE {" AND ".join(conditions)}
-                ORDER BY e.person_id, e.embedding <#> {vector}, e.face_id
-            ) AS each_person
-            ORDER BY similarity DESC, person_id
-            LIMIT {top_k}
+            SELECT e.person_id, min(e.embedding <#> {vector}) AS distance
+            FROM {embeddings} e
+            WHERE {" AND ".join(persons)} {dates}
+            GROUP BY e.person_id
+            ORDER BY distance, e.person_id
+            LIMIT {query.bind(top_k)}
         ) AS best
+        CROSS JOIN LATERAL (
+            SELECT e.face_id
+            FROM {embeddings} e
+            WHERE e.person_id = best.person_id {dates}
+            ORDER BY e.embedding <#> {vector}, e.face_id
+            LIMIT 1
+        ) AS nearest
         JOIN persons p ON p.id = best.person_id
-        ORDER BY best.similarity DESC, best.person_id
+        ORDER BY best.distance, best.person_id
     """
 
 
-def _face_conditions(query: _Query, alias: str, wanted: SearchFilter) -> list[str]:
-    conditions = []
-    if wanted.person_ids is not None:
-        conditions.append(f"{alias}.person_id = ANY({query.bind(list(wanted.person_ids))}::uuid[])")
-    if wanted.exclude_person_ids:
-        conditions.append(f"{alias}.person_id <> ALL({query.bind(list(wanted.exclude_person_ids))}::uuid[])")
-    if wanted.by_date:
-        dates = " AND ".join(_date_conditions(query, "d", wanted))
-        conditions.append(f"EXISTS (SELECT 1 FROM faces d WHERE d.id = {alias}.face_id AND {dates})")
-    return conditions
-
-
-def _date_conditions(query: _Query, alias: str, wanted: SearchFilter) -> list[str]:
+def _date_condition(query: _Query, alias: str, wanted: SearchFilter) -> str:
     conditions = []
     if wanted.taken_from is not None:
         conditions.append(f"{alias}.taken_at >= {query.bind(wanted.taken_from)}")
     if wanted.taken_to is not None:
         conditions.append(f"{alias}.taken_at < {query.bind(wanted.taken_to)}")
-    return conditions
+    return " AND ".join(conditions)
 
 
 def _matching_persons(collection: Collection, wanted: SearchFilter) -> tuple[str, list[object]]:
@@ -182,7 +185,7 @@ def _matching_persons(collection: Collection, wanted: SearchFilter) -> tuple[str
 
 def _matching_faces(collection: Collection, wanted: SearchFilter) -> tuple[str, list[object]]:
     query = _Query()
-    dates = " AND ".join(_date_conditions(query, "f", wanted))
+    dates = _date_condition(query, "f", wanted)
     return f"SELECT 1 FROM faces f WHERE f.collection_key = {collection.key:d} AND {dates}", query.values
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import asyncpg
 import pytest
 
+from serve_app.storage.objects_outbox import BACKUP_LOCK
 from tests.api.conftest import image
 from tests.storage.conftest import MakeStoredWorld, StoredWorld
 from tests.storage.conftest import stored_everywhere as stored  # noqa: F401  every test on every object store
@@ -168,3 +170,16 @@ async def test_deleting_a_person_while_it_is_enrolled_ends_one_way(stored: Store
     await stored.gallery.housekeeping.once()
     assert await stored.object_keys() == set()
     assert (await table_counts(stored))["faces"] == 0 and (await table_counts(stored))["templates_m1"] == 0
+
+
+async def test_no_object_is_deleted_while_a_backup_runs(stored: StoredWorld) -> None:
+    collection = await stored.collection()
+    person = await stored.person(collection)
+    await enrol(stored, collection, person, image())
+    connection = await asyncpg.connect(stored.dsn)
+    await connection.execute("SELECT pg_advisory_lock($1)", BACKUP_LOCK)
+    receipt = (await stored.client.delete(f"{collection}/persons/{person}")).json()
+    assert receipt["objects_pending"] == 2 and len(await stored.object_keys()) == 2
+    await connection.close()
+    await stored.gallery.housekeeping.once()
+    assert await stored.object_keys() == set()

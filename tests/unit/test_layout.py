@@ -19,6 +19,7 @@ RAY = {"serve_app/app.py", "serve_app/ingress.py", "serve_app/remote.py", "serve
        "deployments/detection.py", "deployments/embedding.py"}  # fmt: skip
 FASTAPI = {"serve_app/ingress.py"}
 ARRAYS = {
+    "serve_app/services/vector_import.py",
     "serve_app/storage/bulk.py",
     "serve_app/storage/vectors.py",
     "serve_app/faces.py",
