@@ -166,9 +166,7 @@ async def _manifest(connection: Connection, counts: Counts) -> Manifest:
     )
 
 
-async def _read_ahead(
-    objects: ObjectStore, pages: AsyncIterator[list[str]]
-) -> AsyncIterator[tuple[str, bytes | None]]:
+async def _read_ahead(objects: ObjectStore, pages: AsyncIterator[list[str]]) -> AsyncIterator[tuple[str, bytes | None]]:
     """Each key with its object, in order, some ahead of the reader; None for one that is missing."""
     waiting: deque[tuple[str, asyncio.Task[bytes | None]]] = deque()
 

@@ -191,9 +191,7 @@ async def _check(dsn: Dsn, collection_id: str | None, sample: int, reindex: bool
     sound = True
     async with _database(dsn) as database:
         with _progress("searching") as progress:
-            reports = [
-                one async for one in checks.check_all(database.dedicated, collection_id, sample, progress)
-            ]
+            reports = [one async for one in checks.check_all(database.dedicated, collection_id, sample, progress)]
         for report in reports:
             _describe(report)
             if reindex and report.reindex:
@@ -271,8 +269,12 @@ async def _back_up(settings: Settings, dsn: Dsn, file: Path) -> BackupReport:
 
 async def _restore(settings: Settings, dsn: Dsn, file: Path, force: bool) -> RestoreReport:
     async with _database(dsn) as database, _objects(settings) as objects:
-        with _progress("verifying, bytes") as verifying, _progress("pictures and crops") as restoring:
-            return await restore(database, dsn, objects, file, force=force, verifying=verifying, restoring=restoring)
+        with _bars("verifying, MiB", "pictures and crops") as (verifying, restoring):
+
+            def verified(position: int, size: int) -> None:
+                verifying(position // _MIB, size // _MIB)
+
+            return await restore(database, dsn, objects, file, force=force, verifying=verified, restoring=restoring)
 
 
 def _target(settings: Settings, url: str | None, api_key: str | None) -> tuple[str, str]:
@@ -296,9 +298,7 @@ def _is_loopback(url: str) -> bool:
         return False
 
 
-def _import_pictures(
-    address: str, key: str, path: Path, options: ImportOptions, record: Callable[[Outcome], None]
-) -> bool:
+def _import_pictures(address: str, key: str, path: Path, options: ImportOptions, record: Callable[[Outcome], None]) -> bool:
     source = open_source(path)
     total = sum(1 for _ in source.entries())
 
@@ -439,30 +439,44 @@ def _report(path: Path | None) -> Iterator[Callable[[Outcome], None]]:
 
 @contextmanager
 def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with rate and time left on a terminal, a line now and then elsewhere."""
-    begun = time.monotonic()
+    with _bars(title) as (bar,):
+        yield bar
+
+
+@contextmanager
+def _bars(*titles: str) -> Iterator[list[Callable[[int, int], None]]]:
+    """A bar for each title, with rate and time left, on a terminal; a line now and then elsewhere."""
     if not problems.is_terminal:
-        told = begun
-
-        def line(done: int, total: int) -> None:
-            nonlocal told
-            now = time.monotonic()
-            if now - told >= _LINE_EVERY_S:
-                told = now
-                problems.print(f"  {title}: {done:,} of {total:,} ({done / (now - begun):,.1f}/s)")
-
-        yield line
+        yield [_lines(title) for title in titles]
         return
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TaskProgressColumn(),
                TextColumn("{task.fields[rate]}"), TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=problems, transient=True) as bar:
-        task = bar.add_task(title, total=None, rate="")
+    with Progress(*columns, console=problems, transient=True) as progress:
+        yield [_bar(progress, title) for title in titles]
 
-        def advance(done: int, total: int) -> None:
-            rate = done / max(time.monotonic() - begun, 1e-3)
-            bar.update(task, completed=done, total=total, rate=f"{rate:,.1f}/s")
 
-        yield advance
+def _bar(progress: Progress, title: str) -> Callable[[int, int], None]:
+    begun = time.monotonic()
+    task = progress.add_task(title, total=None, visible=False, rate="")
+
+    def update(done: int, total: int) -> None:
+        rate = done / max(time.monotonic() - begun, 1e-3)
+        progress.update(task, completed=done, total=total, visible=True, rate=f"{rate:,.1f}/s")
+
+    return update
+
+
+def _lines(title: str) -> Callable[[int, int], None]:
+    begun = told = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= _LINE_EVERY_S:
+            told = now
+            problems.print(f"  {title}: {done:,} of {total:,} ({done / (now - begun):,.1f}/s)")
+
+    return line
 
 
 def _tell(title: str, keys: list[str] | tuple[str, ...], count: int) -> None:

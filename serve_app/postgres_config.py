@@ -63,6 +63,8 @@ def server_settings(machine: Machine) -> dict[str, str | int]:
         "listen_addresses": "127.0.0.1",
         "unix_socket_directories": "",
         "max_connections": 100,
+        # A restore makes the tables of every collection in one transaction, about 20 locks each with those it removes.
+        "max_locks_per_transaction": 512,
         "password_encryption": "scram-sha-256",
         "shared_buffers": f"{shared_mib}MB",
         "effective_cache_size": f"{max(64, machine.memory_bytes // 2 // MIB)}MB",

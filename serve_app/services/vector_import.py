@@ -128,9 +128,7 @@ def _directions(rows: npt.NDArray[np.floating], first: int) -> FloatArray:
     return l2_normalize(wide / largest[:, None])
 
 
-def _names(
-    owners: npt.NDArray[np.generic], check_name: Callable[[str], str]
-) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+def _names(owners: npt.NDArray[np.generic], check_name: Callable[[str], str]) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
     """The external_ids, and for each face which of them is its person's."""
     different, inverse = np.unique(owners, return_inverse=True)
     names: dict[str, int] = {}

@@ -235,9 +235,7 @@ def _client(dsn: str) -> tuple[str, dict[str, str]]:
     address = f"{url.scheme}://{name}{at}{host}{url.path}{'?' if others else ''}{others}"
     # What libpq reads, as the service's own connections do; none of our other secrets.
     kept = {
-        key: value
-        for key, value in os.environ.items()
-        if key.startswith("PG") or key in ("PATH", "LD_LIBRARY_PATH", "HOME")
+        key: value for key, value in os.environ.items() if key.startswith("PG") or key in ("PATH", "LD_LIBRARY_PATH", "HOME")
     } | {"PGAPPNAME": "kinlens backup", "LC_ALL": "C"}
     for secret in (unquote(password), *(value for key, value in query if key == "password")):
         if secret:

@@ -431,7 +431,9 @@ async def test_a_server_that_cannot_be_written_to_is_said_so(
     assert await answers(stored) == before
 
 
-async def test_what_cannot_be_written_leaves_nothing(stored: StoredWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_cannot_be_written_leaves_nothing(
+    stored: StoredWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await populate(stored)
     with pytest.raises(ConfigurationError, match="cannot be written"):
         await write(stored, tmp_path / "nowhere" / "kinlens.tar")

@@ -122,7 +122,9 @@ async def test_a_face_erased_meanwhile_is_not_dangling(stored: StoredWorld, monk
 async def test_on_every_store(make_stored: MakeStoredWorld, backend: Backend, tmp_path: Path) -> None:
     world = make_stored(objects=backend.open_store())
     await enrol(world, await world.collection(), 2)
-    named = {row["key"] for row in await world.rows("SELECT object_key AS key FROM images UNION ALL SELECT crop_key FROM faces")}
+    named = {
+        row["key"] for row in await world.rows("SELECT object_key AS key FROM images UNION ALL SELECT crop_key FROM faces")
+    }
     orphan = original_key(99_001, uuid4())
     await world.gallery.objects.put(orphan, b"x", "image/jpeg")
     found = await collector(world).find_orphans(NOW)

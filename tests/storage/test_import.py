@@ -148,7 +148,9 @@ async def test_a_wrong_key_and_a_missing_collection_end_it(stored: StoredWorld, 
     with pytest.raises(ConfigurationError, match="--create"):
         await run(stored, source, replace(OPTIONS, create=False))
     transport = httpx.ASGITransport(stored.api)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test", headers={"Authorization": "Bearer no"}) as client:
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://test", headers={"Authorization": "Bearer no"}
+    ) as client:
         with pytest.raises(ConfigurationError, match="API key"):
             await run(stored, source, client=client)
     await stored.collection()
@@ -333,5 +335,12 @@ def test_the_report_is_a_csv_with_a_line_a_file(tmp_path: Path) -> None:
         with (tmp_path / "r.csv").open(encoding="utf-8") as stream:
             lines = list(csv.DictReader(stream))
     assert lines == [
-        {"file": 'a, "b".jpg', "external_id": "p", "status": "refused", "face_id": "", "code": "no_face_detected", "detail": "Nobody."}
+        {
+            "file": 'a, "b".jpg',
+            "external_id": "p",
+            "status": "refused",
+            "face_id": "",
+            "code": "no_face_detected",
+            "detail": "Nobody.",
+        }
     ]

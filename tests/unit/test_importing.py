@@ -223,7 +223,10 @@ async def test_a_batch_the_server_does_not_take_is_halved(people: FolderSource, 
         (problem(403, "access_error"), "API key"),
         (problem(404, "not_found"), "--create"),
         (
-            enrolled(["p0", "p1", "p2", "p3"], p0={"status": "refused", "problem": {"code": "embedding_model_mismatch", "detail": "Another model."}}),
+            enrolled(
+                ["p0", "p1", "p2", "p3"],
+                p0={"status": "refused", "problem": {"code": "embedding_model_mismatch", "detail": "Another model."}},
+            ),
             "Another model",
         ),
     ],
