@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from config.settings import Settings
-from serve_app.api.deps import Secrets
+from serve_app.errors import ConfigurationError
 from serve_app.gallery import database_dsn
-from serve_app.keys import load_or_create_api_key
 from serve_app.local import EmbeddedPostgres
 from serve_app.storage import schema
 from serve_app.storage.database import Dsn
 from serve_app.storage.objects import ObjectStore
 from serve_app.storage.stores import open_object_store
+
+logger = logging.getLogger("ray.serve")
 
 
 @contextmanager
@@ -48,23 +51,28 @@ def prepare_objects(settings: Settings) -> None:
 
 
 def object_store(settings: Settings) -> ObjectStore:
-    return open_object_store(settings, Secrets.of(load_or_create_api_key(settings).value).object_urls)
+    """For commands, which sign no addresses."""
+    return open_object_store(settings, secrets.token_bytes(32))
 
 
-def ensure_database(settings: Settings) -> EmbeddedPostgres | None:
-    """For an ingress that `kinlens up` did not start: runs the embedded database where nobody does.
+def join_database(settings: Settings) -> EmbeddedPostgres | None:
+    """For an ingress, which may run without `kinlens up`: brings the schema to the newest version, and is one of those that
+    the embedded server runs for and that start it again when it dies. Call `leave` on what is returned.
 
-    A server of somebody else's is left alone: `kinlens db upgrade` is run by hand, and the server may be down just now.
-    Raises ConfigurationError.
+    A server of somebody else's may be down just now: that is logged, and until it is up requests are answered 503. Raises
+    ConfigurationError for the embedded one.
     """
-    if settings.database_url is not None:
-        return None
-    postgres = EmbeddedPostgres(settings.data_dir / "postgres")
-    if postgres.running:
-        return None
-    postgres.start()
-    postgres.supervise()
-    # Serve makes its replicas inside a running event loop.
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(schema.upgrade, database_dsn(settings)()).result()
+    postgres = None
+    if settings.database_url is None:
+        postgres = EmbeddedPostgres(settings.data_dir / "postgres")
+        postgres.start()
+        postgres.supervise()
+    try:
+        # Serve makes its replicas inside a running event loop.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(schema.upgrade, database_dsn(settings)()).result()
+    except ConfigurationError as error:
+        if postgres is not None:
+            raise
+        logger.warning("%s", error)
     return postgres

@@ -30,8 +30,9 @@ from serve_app.storage.database import Connection, Database, Dsn
 from serve_app.storage.dumps import Counts
 from serve_app.storage.objects import ObjectMissing, ObjectStore
 
-_AT_ONCE = 8
-"""Objects in flight: each is held whole, 20 MiB at most by the default of MAX_IMAGE_BYTES."""
+_AT_ONCE = 16
+"""Objects in flight, as many as the stores have threads. Each is held whole: 20 MiB at most by the default of
+MAX_IMAGE_BYTES, a tenth of a megabyte mostly."""
 _KEPT = 100
 
 Progress = Callable[[int, int], None]

@@ -24,6 +24,8 @@ RAY_ENVIRONMENT: dict[str, str] = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
     "RAY_SERVE_EVENT_LOOP_MONITORING_INTERVAL_S": "60",
+    # A busy machine takes longer than Ray's default of 30 s.
+    "RAY_raylet_start_wait_time_s": "180",
     # Only processes with the cluster's token may join or call it.
     "RAY_AUTH_MODE": "token",
     # Nothing is reported to anybody.

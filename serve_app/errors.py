@@ -19,7 +19,8 @@
     │   ├── MultipleFaces
     │   ├── LowQualityFace          the enrolment review says why: metric, value, limit
     │   ├── DuplicateFace
-    │   └── ResemblesAnother
+    │   ├── ResemblesAnother
+    │   └── UnlikePerson            a warning
     ├── AccessError                 who is asking
     │   └── Unauthorized      401
     ├── RouteError                  what is being asked
@@ -152,6 +153,12 @@ class DuplicateFace(FaceRejected):
 
 class ResemblesAnother(FaceRejected):
     code, title = "resembles_another", "The face is more like another person"
+
+
+class UnlikePerson(FaceRejected):
+    """Only ever a warning: people change."""
+
+    code, title = "unlike_person", "The face is unlike the person's others"
 
 
 class AccessError(KinlensError):

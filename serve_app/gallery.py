@@ -64,7 +64,7 @@ def open_gallery(
             settings.max_workers,
         ),
         search=PersonSearch(pipeline, database, contract, model.point),
-        housekeeping=Housekeeping(database, eraser),
+        housekeeping=Housekeeping(database, eraser, objects),
     )
 
 

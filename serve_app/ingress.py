@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from config.settings import Settings
 from serve_app.api.app import create_api
 from serve_app.api.deps import Admission, Secrets, Services
-from serve_app.backends import ensure_database
+from serve_app.backends import join_database
 from serve_app.gallery import database_dsn, open_gallery
 from serve_app.images import ImageLimits
 from serve_app.keys import load_or_create_api_key
@@ -74,7 +74,7 @@ class Ingress:
         own = Settings(data_dir=settings.data_dir)
         api_key = load_or_create_api_key(own).value
         secrets = Secrets.of(api_key)
-        self._postgres = ensure_database(own)
+        self._postgres = join_database(own)
         self._services = Services(
             settings=settings,
             api_key=api_key,

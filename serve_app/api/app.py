@@ -16,12 +16,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api import collections, compare, enrol_batch, face, faces, health, models, objects, persons, search
-from serve_app.api.deps import ClientGone, Services, admitted, require_key
+from serve_app.api.deps import ClientGone, Services, admitted, refuse_unknown_query, require_key
 from serve_app.api.docs import add_docs
 from serve_app.api.problems import problem_response
 from serve_app.api.writes import on_replayed
 from serve_app.errors import (
-    ConfigurationError,
     InternalError,
     InvalidRequest,
     JsonValue,
@@ -58,7 +57,7 @@ def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
         lifespan=_lifespan,
     )
     api.state.services = services
-    keyed = [Depends(require_key)]
+    keyed = [Depends(require_key), Depends(refuse_unknown_query)]
     api.include_router(health.router, prefix=PREFIX)
     api.include_router(models.router, prefix=PREFIX, dependencies=keyed)
     with_place = [*keyed, Depends(admitted)]
@@ -89,12 +88,7 @@ def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
     services: Services = api.state.services
-    try:
-        await services.gallery.objects.prepare()
-    except ConfigurationError as error:
-        # It may come up after us; until then what needs it is a 503.
-        logger.warning("object store: %s", error)
-    services.gallery.housekeeping.start()
+    await services.gallery.housekeeping.start()
     yield
     await services.gallery.close()
 

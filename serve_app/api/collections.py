@@ -35,7 +35,7 @@ async def create_collection(request: Request, services: ServicesDep) -> Response
     """Pins the embedding model that is loaded: only its embeddings are ever put in or compared."""
     fields = await read_request(request, services, CollectionFields)
     new = NewCollection(fields.id or f"c{secrets.token_hex(8)}", fields.name, fields.metadata, fields.embedding_model)
-    created = await services.gallery.collections.create(new, once(request, services, fields, collection_answer, 201))
+    created = await services.gallery.collections.create(new, once(request, services, fields, collection_answer, 201, new.id))
     return answer(collection_answer(created), 201)
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from config.settings import Settings
 from serve_app.api.cursors import derive_key
 from serve_app.api.forms import FormLimits, ModelT, read_fields, validate
-from serve_app.errors import RETRY_AFTER_S, DeadlineExceeded, Overloaded, Unauthorized
+from serve_app.errors import RETRY_AFTER_S, DeadlineExceeded, InvalidRequest, JsonValue, Overloaded, Unauthorized
 from serve_app.gallery import Gallery
 from serve_app.images import ImageLimits
 from serve_app.services.fetching import ImageFetcher
@@ -108,6 +108,18 @@ async def require_key(
     # Bytes: compare_digest takes no text beyond ASCII.
     if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), found.api_key.encode()):
         raise Unauthorized("Send the API key as `Authorization: Bearer KEY`.")
+
+
+async def refuse_unknown_query(request: Request) -> None:
+    """Raises InvalidRequest: a misspelt filter must not pass for no filter. Requests with a body check their fields."""
+    if request.method not in ("GET", "DELETE") or not request.query_params:
+        return
+    # The OpenAPI document knows what is known; it is made once.
+    operation = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
+    known = {parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"}
+    unknown: list[JsonValue] = [name[:64] for name in sorted(set(request.query_params) - known)]
+    if unknown:
+        raise InvalidRequest("The address has unknown parameters.", parameters=unknown)
 
 
 async def admitted(found: ServicesDep) -> AsyncIterator[None]:

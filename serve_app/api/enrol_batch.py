@@ -64,7 +64,7 @@ class EnrolBatch(Batch[EnrolBatchItem, BatchPersonFields]):
                 problem=None,
             )
 
-        content = item.source if isinstance(item.source, bytes) else json.dumps(item.source.values).encode()
+        content = item.source if isinstance(item.source, bytes) else json.dumps(given).encode()
         digest = hashlib.sha256(content).digest() + entry.model_dump_json().encode()
         write = once_per_item(self._request, self._services, index, digest, render)
         enrolment = self._services.gallery.enrolment

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
@@ -34,12 +34,14 @@ from serve_app.api.writes import READ_ERRORS, WRITE_ERRORS, idempotency_header, 
 from serve_app.errors import (
     DuplicateFace,
     EmbeddingModelMismatch,
+    ImageError,
     ImageTooLarge,
     ImageUrlFailed,
     ImageUrlRefused,
     InvalidCursor,
     InvalidEmbedding,
     InvalidImage,
+    KinlensError,
     LowQualityFace,
     ModelUnavailable,
     MultipleFaces,
@@ -47,10 +49,12 @@ from serve_app.errors import (
     NotFound,
     ObjectStoreUnavailable,
     ResemblesAnother,
+    UnlikePerson,
     UnsupportedImage,
 )
+from serve_app.images import sniff
 from serve_app.people import StoredFace
-from serve_app.services.enrolment import Enrolled
+from serve_app.services.enrolment import CONTENT_TYPES, ITEM_ERRORS, Enrolled
 from serve_app.services.enrolment_review import EnrolOptions, Item
 from serve_app.services.pipeline import FaceChoice
 from serve_app.services.verification import GivenEmbedding
@@ -70,12 +74,14 @@ ENROL_ERRORS = (
     LowQualityFace,
     DuplicateFace,
     ResemblesAnother,
+    UnlikePerson,
     InvalidEmbedding,
     EmbeddingModelMismatch,
     ModelUnavailable,
     ObjectStoreUnavailable,
 )
 _URL_EXPIRES_S = 900
+_SNIFFED_BYTES = 256
 
 
 @router.post(
@@ -111,11 +117,19 @@ async def enrol(collection_id: str, person_id: UUID, request: Request, services:
 
 
 async def _items(fields: EnrolFields, services: Services) -> list[Item]:
-    sources: list[bytes | GivenEmbedding] = [*fields.files]
-    sources += [await decode_base64(text) for text in fields.images]
-    sources += await asyncio.gather(*(services.fetcher.fetch(url) for url in fields.image_urls))
+    sources: list[bytes | GivenEmbedding | KinlensError] = [*fields.files]
+    sources += [await _or_error(decode_base64(text)) for text in fields.images]
+    sources += await asyncio.gather(*(_or_error(services.fetcher.fetch(url)) for url in fields.image_urls))
     sources += [GivenEmbedding(values, fields.model) for values in fields.embeddings]
     return [Item(source, fields.taken_at) for source in sources]
+
+
+async def _or_error(reading: Awaitable[bytes]) -> bytes | KinlensError:
+    """One picture that cannot be read is refused for itself."""
+    try:
+        return await reading
+    except ITEM_ERRORS as error:
+        return error
 
 
 @router.get(
@@ -229,6 +243,7 @@ async def stream_object(key: str, request: Request, services: Services) -> Respo
     objects = services.gallery.objects
     try:
         info = await objects.stat(key)
+        head = await objects.get_range(key, 0, _SNIFFED_BYTES) if info.size_bytes else b""
         start, length = byte_range(request.headers.get("range"), info.size_bytes)
         body: AsyncIterator[bytes] = objects.stream(key, start, length)
     except ObjectMissing as error:
@@ -244,9 +259,15 @@ async def stream_object(key: str, request: Request, services: Services) -> Respo
     }
     if partial:
         headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{info.size_bytes}"
-    return StreamingResponse(
-        body, 206 if partial else 200, headers=headers, media_type="image/png" if key.endswith(".png") else "image/*"
-    )
+    return StreamingResponse(body, 206 if partial else 200, headers=headers, media_type=_content_type(head))
+
+
+def _content_type(head: bytes) -> str:
+    """By the bytes themselves: what is stored was a picture when it came."""
+    try:
+        return CONTENT_TYPES[sniff(head)]
+    except ImageError:
+        return "application/octet-stream"
 
 
 @router.post(

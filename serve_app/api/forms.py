@@ -293,7 +293,10 @@ def validate(model: type[ModelT], fields: Mapping[str, FieldValue]) -> ModelT:
         return model.model_validate(fields)
     except ValidationError as error:
         problems: list[JsonValue] = [
-            {"field": _plain(".".join(str(part) for part in entry["loc"])), "message": entry["msg"]}
+            {
+                "field": _plain(".".join(str(part) for part in entry["loc"])),
+                "message": entry["msg"].removeprefix("Value error, "),
+            }
             for entry in error.errors(include_input=False, include_url=False)[:_MAX_REPORTED_ERRORS]
         ]
         first = problems[0] if problems and isinstance(problems[0], dict) else {}

@@ -50,6 +50,9 @@ class DetectionFields(RequestModel):
         None, gt=0, lt=1, description="Lowest detection_score reported. Default: FACE_DET_THRESH or the pack's own."
     )
     max_faces: int | None = Field(None, ge=1, le=1000, description="Keep the largest so many faces. Default: all.")
+
+
+class CropFields(RequestModel):
     return_crops: bool = Field(False, description="Add each face's aligned 112 x 112 crop as base64 PNG.")
 
 
@@ -61,17 +64,17 @@ class ImageFields(DetectionFields):
     image_url: str | None = Field(None, max_length=2048, description="Where to fetch the picture (ALLOW_IMAGE_URLS).")
 
 
-class VerifyFaceFields(ImageFields):
+class VerifyFaceFields(ImageFields, CropFields):
     pass
 
 
-class ExtractFields(ImageFields):
+class ExtractFields(ImageFields, CropFields):
     face: FaceChoice = Field(
         FaceChoice.LARGEST, description="Which faces to embed; `only` refuses a picture with more than one face."
     )
 
 
-class BatchFields(DetectionFields):
+class BatchFields(DetectionFields, CropFields):
     face: FaceChoice = Field(FaceChoice.LARGEST, description="Which faces to embed in each picture.")
 
 
@@ -79,7 +82,7 @@ class BatchJsonFields(BatchFields):
     images: list[str] = Field(min_length=1, description="Pictures as base64 or data URI.")
 
 
-class CompareFields(DetectionFields):
+class CompareFields(DetectionFields, CropFields):
     """Two sides; each is a picture (upload, base64 or URL) or an embedding."""
 
     image_a: Upload | str | None = Field(None, description="First picture: upload, base64 or data URI.")

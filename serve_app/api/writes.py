@@ -42,15 +42,25 @@ IdempotencyKeyHeader = Annotated[
 
 
 def once(
-    request: Request, services: Services, fields: BaseModel | None, render: Callable[[ResultT], BaseModel], status: int
+    request: Request,
+    services: Services,
+    fields: BaseModel | None,
+    render: Callable[[ResultT], BaseModel],
+    status: int,
+    collection_id: str | None = None,
 ) -> Once[ResultT]:
-    """How often this request may write, and the answer to keep. Raises InvalidRequest for a malformed key."""
+    """How often this request may write, and the answer to keep. `collection_id`: where the address does not say it.
+
+    Raises InvalidRequest for a malformed key.
+    """
 
     def rendered(result: ResultT) -> tuple[int, bytes]:
         return status, render(result).model_dump_json().encode()
 
     key = _key(request, services)
-    return Once(None if key is None else WriteKey(key, _fingerprint(request, fields)), rendered)
+    return Once(
+        None if key is None else WriteKey(key, _fingerprint(request, fields), collection_id or _collection(request)), rendered
+    )
 
 
 def once_per_item(
@@ -65,7 +75,7 @@ def once_per_item(
     if key is None:
         return Once(None, rendered)
     fingerprint = hashlib.sha256(_fingerprint(request, None) + item).digest()
-    return Once(WriteKey(hashlib.sha256(key + index.to_bytes(4, "big")).digest(), fingerprint), rendered)
+    return Once(WriteKey(hashlib.sha256(key + index.to_bytes(4, "big")).digest(), fingerprint, _collection(request)), rendered)
 
 
 def _key(request: Request, services: Services) -> bytes | None:
@@ -76,6 +86,11 @@ def _key(request: Request, services: Services) -> bytes | None:
         raise InvalidRequest("The Idempotency-Key must be 1 to 255 visible ASCII characters.")
     # The client's key is part: nobody gets another client's answer.
     return hashlib.sha256(f"{services.api_key}\n{given}".encode()).digest()
+
+
+def _collection(request: Request) -> str | None:
+    found: str | None = request.path_params.get("collection_id")
+    return found
 
 
 def _fingerprint(request: Request, fields: BaseModel | None) -> bytes:

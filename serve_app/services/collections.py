@@ -8,7 +8,7 @@ from serve_app.errors import EmbeddingModelMismatch
 from serve_app.people import Collection, CollectionSize, EmbeddingContract, Metadata
 from serve_app.services.erasure import Eraser, Receipt
 from serve_app.services.writing import Once
-from serve_app.storage import collections
+from serve_app.storage import collections, idempotency
 from serve_app.storage.database import Connection, Database
 
 
@@ -67,6 +67,7 @@ class Collections:
         async def work(tx: Connection) -> Receipt:
             collection = await collections.lock(tx, collection_id, for_deletion=True)
             erased = await collections.delete(tx, collection)
+            await idempotency.erase_collection(tx, collection_id)
             return Receipt.of(erased, await collections.remaining_rows(tx, collection), collections=1)
 
         return await self._eraser.finish(await once.run(self._database, work), once)

@@ -161,6 +161,8 @@ class Enrolment:
         self, collection: Collection, person_id: UUID | None, index: int, item: Item, options: EnrolOptions
     ) -> PreparedItem:
         """Raises ITEM_ERRORS, CapacityError, PartUnavailable."""
+        if isinstance(item.source, KinlensError):
+            raise item.source
         if isinstance(item.source, GivenEmbedding):
             prepared = PreparedItem(index, item, self._parse(item.source))
         else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TypeGuard
 
-from serve_app.errors import DuplicateFace, JsonValue, KinlensError, LowQualityFace, ResemblesAnother
+from serve_app.errors import DuplicateFace, JsonValue, KinlensError, LowQualityFace, ResemblesAnother, UnlikePerson
 from serve_app.faces import EmbeddedFace, FloatArray, OperatingPoint, cosine_similarity
 from serve_app.people import Candidate
 from serve_app.services.pipeline import Extraction, FaceChoice
@@ -17,9 +17,10 @@ from serve_app.services.verification import GivenEmbedding
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What is to be enrolled. `taken_at`: when the picture was taken; None for now."""
+    """What is to be enrolled; an error where it could not even be read. `taken_at`: when the picture was taken; None for
+    now."""
 
-    source: bytes | GivenEmbedding
+    source: bytes | GivenEmbedding | KinlensError
     taken_at: datetime | None = None
 
 
@@ -76,7 +77,7 @@ class Reviewer:
             if serious and options.review:
                 refused.append(RefusedItem(one.index, serious[0]))
                 continue
-            accepted.append(replace(one, warnings=(*serious, *self._maybe_known(one, siblings))))
+            accepted.append(replace(one, warnings=(*serious, *self._maybe_known(one, siblings), *self._unlike(one, siblings))))
         return accepted
 
     def _same(self, one: PreparedItem, other: PreparedItem, options: EnrolOptions) -> bool:
@@ -137,6 +138,20 @@ class Reviewer:
                 limit=self._point.threshold if self._point else None,
                 person_id=str(one.other.person_id),
                 face_id=str(one.other.face_id),
+            )
+        ]
+
+    def _unlike(self, one: PreparedItem, siblings: Sequence[float]) -> list[KinlensError]:
+        """Of a face so unlike the person's others that the model would not even suggest them to be one person."""
+        references = [*siblings, *([one.own.similarity] if one.own else [])]
+        if not references or self._point is None or max(references) >= self._point.suggest_threshold:
+            return []
+        return [
+            UnlikePerson(
+                f"The face is unlike the person's others (similarity {max(references):.4f}); it may be somebody else's.",
+                metric="similarity_to_own",
+                value=max(references),
+                limit=self._point.suggest_threshold,
             )
         ]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from serve_app.errors import CapacityError, PartUnavailable
+from serve_app.errors import CapacityError, ConfigurationError, PartUnavailable
 from serve_app.services.erasure import Eraser
 from serve_app.storage import collections, idempotency, maintenance
 from serve_app.storage.database import Database
+from serve_app.storage.objects import ObjectStore
 
 logger = logging.getLogger("ray.serve")
 
@@ -18,12 +19,15 @@ _INTERVAL_S = 20.0
 class Housekeeping:
     """A task of each ingress replica; what must not be done twice at once is under a lock of the database."""
 
-    def __init__(self, database: Database, eraser: Eraser) -> None:
+    def __init__(self, database: Database, eraser: Eraser, objects: ObjectStore) -> None:
         self._database = database
         self._eraser = eraser
+        self._objects = objects
+        self._prepared = False
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        await self._prepare_objects()
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -45,9 +49,19 @@ class Housekeeping:
                 if after != before:
                     logger.info("collection %s is now searched by %s", collection.id, after)
 
+    async def _prepare_objects(self) -> None:
+        """Makes the bucket. The object store may come up after us; until then what needs it is a 503."""
+        try:
+            await self._objects.prepare()
+            self._prepared = True
+        except ConfigurationError as error:
+            logger.warning("object store: %s", error)
+
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(_INTERVAL_S)
+            if not self._prepared:
+                await self._prepare_objects()
             try:
                 await self.once()
             except (PartUnavailable, CapacityError) as error:

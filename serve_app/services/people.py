@@ -10,7 +10,7 @@ from serve_app.errors import NotFound
 from serve_app.people import Collection, Metadata, Person, StoredFace, new_id
 from serve_app.services.erasure import Eraser, Receipt
 from serve_app.services.writing import Once
-from serve_app.storage import collections, faces, persons, vectors
+from serve_app.storage import collections, faces, idempotency, persons, vectors
 from serve_app.storage.database import Connection, Database
 from serve_app.storage.persons import PersonChange
 
@@ -84,6 +84,7 @@ class People:
             erased = await faces.delete(tx, collection, await faces.ids_of_persons(tx, found))
             templates = await self._refresh(tx, collection, found)
             removed = await persons.delete(tx, collection, found)
+            await idempotency.erase_subjects(tx, found)
             remaining = await persons.remaining_rows(tx, collection, found)
             return Receipt.of(replace(erased, persons=removed, templates=templates), remaining)
 

@@ -150,7 +150,9 @@ class PersonSearch:
         if threshold is None:
             return self._point
         gap = self._point.threshold - self._point.suggest_threshold if self._point else 0.0
-        return OperatingPoint(self._contract.model, "threshold of the request", threshold, threshold - gap, far=None, frr=None)
+        return OperatingPoint(
+            self._contract.model, "threshold of the request", threshold, round(threshold - gap, 6), far=None, frr=None
+        )
 
     async def _open(self, connection: Connection, collection_id: str) -> Collection:
         collection = await collections.get(connection, collection_id)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import UUID
 
-from serve_app.errors import IdempotencyKeyReused
+from serve_app.errors import IdempotencyKeyReused, NotFound
 from serve_app.storage.database import Connection
 
 KEPT_FOR = timedelta(hours=24)
+_UUID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
 class WriteKey:
-    """`key` and `fingerprint`: SHA-256 of who asks with which key, and of what is asked."""
+    """`key` and `fingerprint`: SHA-256 of who asks with which key, and of what is asked; `collection_id`: of which."""
 
     key: bytes
     fingerprint: bytes
+    collection_id: str | None
 
 
 class Replayed(Exception):
@@ -41,13 +46,18 @@ async def look_up(connection: Connection, write: WriteKey) -> None:
         raise IdempotencyKeyReused("This Idempotency-Key was sent with another request before.")
     if row["response"] is not None:
         raise Replayed(row["status"], bytes(row["response"]))
+    if row["status"] is not None:
+        raise NotFound("What this Idempotency-Key was used for has been erased since.")
 
 
 async def claim(tx: Connection, write: WriteKey) -> None:
     """At the beginning of the write's transaction. Waits for another one with the same key; raises what `look_up` does."""
     await tx.execute("DELETE FROM idempotency_keys WHERE key = $1 AND created_at <= now() - $2::interval", write.key, KEPT_FOR)
     status = await tx.execute(
-        "INSERT INTO idempotency_keys (key, fingerprint) VALUES ($1, $2) ON CONFLICT DO NOTHING", write.key, write.fingerprint
+        "INSERT INTO idempotency_keys (key, fingerprint, collection_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        write.key,
+        write.fingerprint,
+        write.collection_id,
     )
     if status.endswith(" 0"):
         await look_up(tx, write)
@@ -55,7 +65,26 @@ async def claim(tx: Connection, write: WriteKey) -> None:
 
 async def keep(tx: Connection, write: WriteKey, status: int, response: bytes) -> None:
     """At its end."""
-    await tx.execute("UPDATE idempotency_keys SET status = $2, response = $3 WHERE key = $1", write.key, status, response)
+    subjects = {UUID(found.decode()) for found in _UUID.findall(response)}
+    await tx.execute(
+        "UPDATE idempotency_keys SET status = $2, response = $3, subjects = $4 WHERE key = $1",
+        write.key,
+        status,
+        response,
+        sorted(subjects),
+    )
+
+
+async def erase_subjects(tx: Connection, ids: Sequence[UUID]) -> None:
+    """Forgets the answers that name one of `ids`; their keys stay used."""
+    await tx.execute("UPDATE idempotency_keys SET response = NULL, subjects = '{}' WHERE subjects && $1::uuid[]", list(ids))
+
+
+async def erase_collection(tx: Connection, collection_id: str) -> None:
+    await tx.execute(
+        "UPDATE idempotency_keys SET response = NULL, subjects = '{}' WHERE collection_id = $1 AND response IS NOT NULL",
+        collection_id,
+    )
 
 
 async def purge(connection: Connection) -> int:

@@ -137,6 +137,31 @@ async def test_unusual_but_storable_text_survives(stored: StoredWorld) -> None:
     assert read["name"] == "O'Brien 王 ñ" and read["metadata"] == metadata
 
 
+async def test_misspelt_filters_are_refused(stored: StoredWorld) -> None:
+    collection = await stored.collection()
+    for path in (f"{collection}/persons?nmae=x", f"{collection}/faces?page=2", "/api/v1/collections?limit=1&x=1"):
+        response = await stored.client.get(path)
+        assert response.status_code == 422 and response.json()["code"] == "invalid_request", path
+
+
+async def test_kept_answers_are_erased_with_the_person(stored: StoredWorld) -> None:
+    collection = await stored.collection()
+    create = {"json": {"name": "Gustav Secret"}, "headers": {"idempotency-key": "create"}}
+    person = (await stored.client.post(f"{collection}/persons", **create)).json()["id"]  # type: ignore[arg-type]
+    path = f"{collection}/persons/{person}"
+    await stored.client.patch(path, json={"name": "G. Secret"}, headers={"idempotency-key": "change"})
+    erase = {"headers": {"idempotency-key": "erase"}}
+    receipt = (await stored.client.delete(path, **erase)).json()  # type: ignore[arg-type]
+    kept = await stored.rows("SELECT 1 FROM idempotency_keys WHERE position('Secret'::bytea IN response) > 0")
+    assert kept == []
+    # Neither made anew nor answered from memory.
+    again = await stored.client.post(f"{collection}/persons", **create)  # type: ignore[arg-type]
+    assert again.status_code == 404 and (await stored.client.get(f"{collection}/persons")).json()["items"] == []
+    assert (await stored.client.delete(path, **erase)).json() == receipt  # type: ignore[arg-type]
+    await stored.client.delete(collection)
+    assert await stored.rows("SELECT 1 FROM idempotency_keys WHERE response IS NOT NULL AND collection_id IS NULL") == []
+
+
 async def test_pages_are_stable_while_persons_come_and_go(stored: StoredWorld) -> None:
     collection = await stored.collection()
     ids = [await stored.person(collection, name=f"p{index}") for index in range(7)]

@@ -145,6 +145,7 @@ async def test_a_bare_picture_is_a_body(stored: StoredWorld) -> None:
         ({"embeddings": [[1.0]], "model": "fake-model"}, "invalid_embedding"),
         ({"embeddings": [[0.0] * 4], "model": "fake-model"}, "invalid_embedding"),
         ({"images": ["%%%"]}, "invalid_image"),
+        ({"images": ["%%%", "data:x"]}, "invalid_image"),
         ({"images": ["AAAA"] * 101}, "invalid_request"),
         ({"image_urls": ["http://127.0.0.1/x.jpg"]}, "image_url_refused"),
         ({"embeddings": [X], "model": "fake-model", "taken_at": "yesterday"}, "invalid_request"),
@@ -211,6 +212,8 @@ async def test_a_first_face_like_somebody_elses_is_enrolled_with_a_warning(store
     first = (await stored.client.post(path, json={"embeddings": [between(X, Y, 0.5)], "model": "fake-model"})).json()
     (warning,) = first["faces"][0]["warnings"]
     assert warning["code"] == "resembles_another" and warning["details"]["person_id"] == anna
+    stranger = await stored.client.post(path, json={"embeddings": [[-value for value in X]], "model": "fake-model"})
+    assert [warning["code"] for warning in stranger.json()["faces"][0]["warnings"]] == ["unlike_person"]
     # Faces that come together speak for each other.
     together = await stored.client.post(
         f"{collection}/persons/{carl}/faces",

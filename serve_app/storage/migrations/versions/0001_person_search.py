@@ -81,17 +81,22 @@ _STATEMENTS = (
     "CREATE INDEX faces_by_date ON faces (collection_key, taken_at)",
     "CREATE INDEX faces_by_image ON faces (image_id) WHERE image_id IS NOT NULL",
     "CREATE UNIQUE INDEX faces_by_crop ON faces (crop_key) WHERE crop_key IS NOT NULL",
-    # `response` is written in the transaction of the effect it tells of: both are there or neither.
+    # `response` is written in the transaction of the effect it tells of: both are there or neither. `subjects` are the ids
+    # it names: when one of them is erased, so is the response.
     """
     CREATE TABLE idempotency_keys (
         key bytea PRIMARY KEY,
         fingerprint bytea NOT NULL,
+        collection_id text,
+        subjects uuid[] NOT NULL DEFAULT '{}',
         status smallint,
         response bytea,
         created_at timestamptz NOT NULL DEFAULT now()
     )
     """,
     "CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at)",
+    "CREATE INDEX idempotency_keys_by_subject ON idempotency_keys USING gin (subjects)",
+    "CREATE INDEX idempotency_keys_by_collection ON idempotency_keys (collection_id)",
     # Objects whose rows are gone: deleted after the commit, again and again until the object store confirms.
     """
     CREATE TABLE object_deletions (
