@@ -89,7 +89,7 @@ async def back_up(database: Database, dsn: Dsn, objects: ObjectStore, path: Path
 
 @dataclass(frozen=True, slots=True)
 class RestoreReport:
-    """`counts`: of the database after it. `schema_version`: of the backup, before it was migrated."""
+    """`manifest` and `end`: what the file says of itself. `counts`: of the database after it."""
 
     manifest: Manifest
     end: End
@@ -102,7 +102,8 @@ async def restore(
     """Puts a backup in the place of everything that is in the database, and its objects into the store.
 
     The whole file is verified before anything changes; then come the objects, then the database in one transaction. When it
-    raises, the database is as it was, and at most objects were added that no row names: `kinlens gc` finds them.
+    raises, the database is as it was, and at most objects were added that no row names: `kinlens gc` finds them. No service
+    may run on the database meanwhile: what it was about to delete could be what is put back.
 
     Raises ConfigurationError for a file that is damaged, altered or of a newer version, for a database that has collections
     unless `force`, and when the restore fails; Overloaded while a backup runs, DatabaseUnavailable, ObjectStoreUnavailable.

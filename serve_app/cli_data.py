@@ -24,7 +24,6 @@ from serve_app.backends import object_store, running_database
 from serve_app.backup import BackupReport, RestoreReport, back_up, restore
 from serve_app.cli_common import as_messages, console, problems, read_settings, step
 from serve_app.errors import ConfigurationError, NotFound
-from serve_app.gallery import split_below_of
 from serve_app.import_sources import open_source
 from serve_app.importing import STATUSES, Importer, ImportOptions, Outcome, Summary
 from serve_app.keys import load_or_create_api_key
@@ -329,7 +328,7 @@ def _summarize(summary: Summary, took_s: float) -> None:
     rate = sum(summary.statuses.values()) / max(took_s, 1e-3)
     console.print(f"{counts} in {took_s:,.1f} s ({rate:,.1f} files/s)")
     for (status, code), count in summary.reasons.most_common():
-        console.print(f"  {status}: {code} {count:,}", markup=False)
+        console.print(f"  {status}{' with a warning' if status == 'enrolled' else ''}: {code} {count:,}", markup=False)
     if summary.gave_up is not None:
         problems.print(f"{summary.gave_up} What is enrolled stays; run it again for the rest.", markup=False)
 
@@ -353,9 +352,7 @@ def _import_vectors(
                     detail = "The person is there already; vectors are loaded for new persons only."
                     record(Outcome(path.name, name, "exists", code="already_exists", detail=detail))
 
-                return await load_vectors(
-                    database, collection, vectors, _split_below(model), lambda done: progress(done, total), present
-                )
+                return await load_vectors(database, collection, vectors, lambda done: progress(done, total), present)
 
     begun = time.monotonic()
     with running_database(settings) as dsn:
@@ -393,13 +390,6 @@ def _known_contract(model: str) -> EmbeddingContract:
         f"No pack of `kinlens models list` has the embedding model {model!r}; make the collection through the API, with the"
         " pack loaded."
     )
-
-
-def _split_below(model: str) -> float:
-    from deployments.models.packs import measured_points
-
-    measured = measured_points().get(model)
-    return split_below_of(measured.operating_point(model) if measured else None)
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from config.settings import Settings
-from serve_app.faces import OperatingPoint
 from serve_app.local import dsn
 from serve_app.people import EmbeddingContract
 from serve_app.services.collections import Collections
@@ -19,9 +18,6 @@ from serve_app.services.review import ReviewLimits
 from serve_app.services.search import PersonSearch
 from serve_app.storage.database import Database, Dsn
 from serve_app.storage.objects import ObjectStore
-
-_SPLIT_BELOW = 0.3
-"""Where a model has no operating point: see faces.templates_of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +43,11 @@ def open_gallery(
     database = Database(database_dsn, settings.database_pool_size)
     eraser = Eraser(database, objects)
     contract = contract_of(model)
-    split_below = split_below_of(model.point)
     return Gallery(
         database=database,
         objects=objects,
         collections=Collections(database, eraser, contract),
-        people=People(database, eraser, split_below),
+        people=People(database, eraser),
         enrolment=Enrolment(
             pipeline,
             database,
@@ -60,7 +55,6 @@ def open_gallery(
             contract,
             model.point,
             ReviewLimits().for_detector(model.detector.family),
-            split_below,
             settings.max_workers,
         ),
         search=PersonSearch(pipeline, database, contract, model.point),
@@ -70,12 +64,6 @@ def open_gallery(
 
 def contract_of(model: ModelInfo) -> EmbeddingContract:
     return EmbeddingContract(model.embedding_model, model.dim, model.recognizer.preprocessing)
-
-
-def split_below_of(point: OperatingPoint | None) -> float:
-    """Below what similarity two faces of one person get templates of their own: where the model would not even suggest that
-    they are one person."""
-    return point.suggest_threshold if point else _SPLIT_BELOW
 
 
 def database_dsn(settings: Settings) -> Dsn:

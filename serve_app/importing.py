@@ -30,6 +30,7 @@ _LONGEST_RETRY_AFTER_S = 120.0
 _TIMEOUT = httpx.Timeout(60, read=300, pool=None)
 """The answer begins when the last picture of a batch has been read; its parts come as they are ready."""
 _TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+_STATUS_OF_ALL = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}
 _CODE_OF_ALL = {"embedding_model_mismatch"}
 """What is wrong with one picture is wrong with every one."""
 
@@ -39,7 +40,8 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One line of the report. `skipped`: nothing that could have been imported. `failed`: not for what it is; run again."""
+    """One line of the report. `skipped`: nothing that could have been imported. `failed`: not for what it is; run again.
+    `code` and `detail`: why, and of an enrolled face its first warning."""
 
     shown: str
     external_id: str
@@ -66,7 +68,8 @@ class ImportOptions:
 
 @dataclass(slots=True)
 class Summary:
-    """`statuses`, and `reasons` (status, code) of what was not enrolled. `gave_up`: why not everything was sent."""
+    """`statuses`, and `reasons` (status, code) of what was not enrolled, or with a warning. `gave_up`: why not everything
+    was sent."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -74,7 +77,7 @@ class Summary:
 
     def add(self, outcome: Outcome) -> None:
         self.statuses[outcome.status] += 1
-        if outcome.status not in ("enrolled", "exists"):
+        if outcome.code and outcome.status != "exists":
             self.reasons[outcome.status, outcome.code] += 1
 
     @property
@@ -199,13 +202,13 @@ class Importer:
                 if problem is not None and problem["code"] in _CODE_OF_ALL:
                     raise ConfigurationError(problem["detail"])
             return results
-        if response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND):
+        problem = _problem(response)
+        if response.status_code in _STATUS_OF_ALL or problem["code"] in _CODE_OF_ALL:
             raise self._refusal(response)
         if len(batch) > 1:
             # Too large for this server, or one among them that it does not take: the others shall not suffer for it.
             half = len(batch) // 2
             return [*await self._post(batch[:half]), *await self._post(batch[half:])]
-        problem = _problem(response)
         return [{"status": "refused", "face_id": None, "problem": problem}]
 
     async def _ask(self, method: str, path: str, *, whole: bool = False, **content: Any) -> httpx.Response:
@@ -257,7 +260,8 @@ def _skipped(skipped: Skipped) -> Outcome:
 
 
 def _outcome(picture: Picture, result: dict[str, Any]) -> Outcome:
-    problem = result["problem"] or {}
+    # An enrolled face may come with what a person should look at.
+    problem: dict[str, str] = result["problem"] or next(iter(result.get("warnings", [])), {})
     return Outcome(
         picture.shown,
         picture.person.external_id or "",

@@ -16,6 +16,7 @@ from config.settings import Settings
 from serve_app.api.app import create_api
 from serve_app.api.deps import Admission, Secrets, Services
 from serve_app.backends import join_database
+from serve_app.errors import ConfigurationError
 from serve_app.gallery import database_dsn, open_gallery
 from serve_app.images import ImageLimits
 from serve_app.keys import load_or_create_api_key
@@ -73,6 +74,7 @@ class Ingress:
         # Secrets come from this process's own environment.
         own = Settings(data_dir=settings.data_dir)
         api_key = load_or_create_api_key(own).value
+        _check_backends(settings, own)
         secrets = Secrets.of(api_key)
         self._postgres = join_database(own)
         self._services = Services(
@@ -97,3 +99,10 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         # Serve's own middleware echoes X-Request-ID.
         return create_api(self._services, echo_request_id=False)
+
+
+def _check_backends(settings: Settings, own: Settings) -> None:
+    """Raises ConfigurationError on a node whose environment lacks what the application was started with: it would serve, and
+    acknowledge writes to, an empty store of its own."""
+    if (own.minio_endpoint, own.minio_bucket) != (settings.minio_endpoint, settings.minio_bucket):
+        raise ConfigurationError("MINIO_ENDPOINT or MINIO_BUCKET differs between this node and the one that deployed.")

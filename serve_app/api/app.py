@@ -16,7 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api import collections, compare, enrol_batch, face, faces, health, models, objects, persons, search
-from serve_app.api.deps import ClientGone, Services, admitted, refuse_unknown_query, require_key
+from serve_app.api.deps import PREFIX, ClientGone, Services, admitted, refuse_unknown_query, require_key
 from serve_app.api.docs import add_docs
 from serve_app.api.problems import problem_response
 from serve_app.api.writes import on_replayed
@@ -33,7 +33,6 @@ from serve_app.storage.idempotency import Replayed
 
 logger = logging.getLogger("ray.serve")
 
-PREFIX = "/api/v1"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; seen in logs and metrics only."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from serve_app.api.schemas import (
 )
 from serve_app.errors import (
     ImageTooLarge,
+    InternalError,
     InvalidRequest,
     JsonValue,
     KinlensError,
@@ -45,6 +47,8 @@ from serve_app.errors import (
     UnsupportedMedia,
 )
 from serve_app.services.pipeline import ExtractOptions
+
+logger = logging.getLogger("ray.serve")
 
 _FILE_FIELDS = frozenset({"files", "file"})
 EntryT = TypeVar("EntryT")
@@ -129,6 +133,10 @@ class Batch(ABC, Generic[ItemT, EntryT]):
             return self.failed(index, source, deadline_exceeded(timeout_s))
         except KinlensError as error:
             return self.failed(index, source, error)
+        except Exception:
+            # The answer has begun with 200: one item must not cut it off.
+            logger.exception("request %s: item %s failed", self._request_id, index)
+            return self.failed(index, source, InternalError("The item failed for a reason that is ours; it is logged."))
 
 
 class ExtractBatch(Batch[BatchItem, str]):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from uuid import UUID
@@ -40,6 +42,7 @@ class EnrolBatch(Batch[EnrolBatchItem, BatchPersonFields]):
     ) -> None:
         super().__init__(services, request.state.request_id)
         self._request = request
+        self._persons: defaultdict[UUID | str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._collection_id = collection_id
         self._fields = fields
         self._options = EnrolOptions(FaceChoice(fields.face), fields.detection_threshold, fields.review)
@@ -61,15 +64,21 @@ class EnrolBatch(Batch[EnrolBatchItem, BatchPersonFields]):
                 person_id=enrolled.person_id,
                 external_id=entry.external_id,
                 face_id=enrolled.faces[0].face.id,
+                warnings=[self.problem(warning) for warning in enrolled.faces[0].warnings],
                 problem=None,
             )
 
-        content = item.source if isinstance(item.source, bytes) else json.dumps(given).encode()
-        digest = hashlib.sha256(content).digest() + entry.model_dump_json().encode()
-        write = once_per_item(self._request, self._services, index, digest, render)
+        def content() -> bytes:
+            source = item.source if isinstance(item.source, bytes) else json.dumps(given).encode()
+            return hashlib.sha256(source).digest() + entry.model_dump_json(exclude={"image", "embedding"}).encode()
+
+        write = once_per_item(self._request, self._services, index, content, render)
         enrolment = self._services.gallery.enrolment
         try:
-            return render(await enrolment.enrol(self._collection_id, _person(entry), [item], self._options, write))
+            # One at a time of each person: the review compares a face with those that came before it.
+            async with self._persons[entry.person_id or entry.external_id]:
+                enrolled = await enrolment.enrol(self._collection_id, _person(entry), [item], self._options, write)
+            return render(enrolled)
         except Replayed as replayed:
             return EnrolBatchItem.model_validate_json(replayed.response)
 
@@ -86,6 +95,7 @@ class EnrolBatch(Batch[EnrolBatchItem, BatchPersonFields]):
             person_id=entry.person_id if entry else None,
             external_id=entry.external_id if entry else None,
             face_id=None,
+            warnings=[],
             problem=self.problem(error),
         )
 
@@ -145,5 +155,5 @@ async def enrol_batch(collection_id: str, request: Request, services: ServicesDe
         return batch
 
     # Before the body: a collection that is not there is a 404, not a list of them.
-    await services.gallery.collections.get(collection_id)
+    await services.gallery.collections.require(collection_id)
     return await batch_response(request, services, EnrolBatchFields, begin, EnrolBatchJsonFields, from_json)

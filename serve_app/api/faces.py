@@ -174,10 +174,10 @@ async def _page(collection_id: str, person_id: UUID | None, services: Services, 
 
 
 @router.get("/faces/{face_id}", response_model=FaceDetailAnswer, summary="A face", responses=problems(*READ_ERRORS))
-async def get_face(collection_id: str, face_id: UUID, request: Request, services: ServicesDep) -> Response:
+async def get_face(collection_id: str, face_id: UUID, services: ServicesDep) -> Response:
     """With addresses of its crop and of the picture it came from, which expire."""
     face = await services.gallery.people.face(collection_id, face_id)
-    urls = [await _signed(key, request, services) for key in (face.crop_key, face.image_key)]
+    urls = [await _signed(key, services) for key in (face.crop_key, face.image_key)]
     return answer(
         FaceDetailAnswer.model_validate(
             _values(face)
@@ -190,12 +190,11 @@ async def get_face(collection_id: str, face_id: UUID, request: Request, services
     )
 
 
-async def _signed(key: str | None, request: Request, services: Services) -> str | None:
+async def _signed(key: str | None, services: Services) -> str | None:
     if key is None:
         return None
-    url = await services.gallery.objects.presigned_url(key, _URL_EXPIRES_S)
-    # The local store knows paths; under which address it is reached, the request knows.
-    return url if "://" in url else str(request.base_url).rstrip("/") + url
+    # Of the local store a path: relative to this API's address, whatever proxies stand before it.
+    return await services.gallery.objects.presigned_url(key, _URL_EXPIRES_S)
 
 
 @router.get(
@@ -234,7 +233,7 @@ async def get_image(
     if face.image_key is None:
         raise NotFound("The face came as a vector and has no picture.", face_id=str(face_id))
     if redirect:
-        return RedirectResponse(await _signed(face.image_key, request, services) or "", 307)
+        return RedirectResponse(await _signed(face.image_key, services) or "", 307)
     return await stream_object(face.image_key, request, services)
 
 

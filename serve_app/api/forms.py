@@ -289,6 +289,14 @@ def _parse_json(body: bytes) -> JsonValue:
 
 def validate(model: type[ModelT], fields: Mapping[str, FieldValue]) -> ModelT:
     """The fields as `model`. Raises InvalidRequest that names each field at fault, never its value."""
+    unknown = [name for name in fields if name not in model.model_fields]
+    if unknown:
+        # Before pydantic, which would make an error of each of a million.
+        shown = [_plain(name) for name in unknown[:_MAX_REPORTED_ERRORS]]
+        raise InvalidRequest(
+            f"{shown[0]}: there is no such field",
+            errors=[{"field": name, "message": "there is no such field"} for name in shown],
+        )
     try:
         return model.model_validate(fields)
     except ValidationError as error:

@@ -72,7 +72,9 @@ class StoredFaceAnswer(Answer):
 
 
 class FaceDetailAnswer(StoredFaceAnswer):
-    crop_url: str | None = Field(description="Signed; works without a key until `urls_expire_at`.")
+    crop_url: str | None = Field(
+        description="Signed; works without a key until `urls_expire_at`. A path of this API, or an address of MinIO."
+    )
     image_url: str | None
     urls_expire_at: datetime
 
@@ -108,6 +110,7 @@ class EnrolBatchItem(Answer):
     person_id: UUID | None
     external_id: str | None
     face_id: UUID | None
+    warnings: list[Problem] = Field(description="What speaks against an enrolled face.")
     problem: Problem | None
 
 

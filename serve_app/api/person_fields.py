@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import unicodedata
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from serve_app.api.schemas import (
     GivenEmbeddingField,
     ImageFields,
     RequestModel,
     Upload,
+    bounded_list,
     json_text,
 )
 from serve_app.services.pipeline import FaceChoice
@@ -22,8 +31,12 @@ from serve_app.services.pipeline import FaceChoice
 MAX_METADATA_BYTES = 16 << 10
 MAX_METADATA_DEPTH = 8
 MAX_BULK = 1000
+MAX_BATCH_ITEMS = 10_000
 MAX_ENROL_ITEMS = 100
 MAX_TOP_K = 100
+MAX_FACES_SEARCHED = 100
+MAX_RESULTS = 1000
+"""Persons in one answer, over all faces."""
 
 
 def _clean_text(value: str) -> str:
@@ -64,9 +77,22 @@ def _clean_metadata(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return value
 
 
-def _aware(value: datetime) -> datetime:
+def _no_number(value: object) -> object:
+    """20240101 would pass for a time in 1970."""
+    if isinstance(value, int | float) or (isinstance(value, str) and value.strip().lstrip("+-").replace(".", "").isdigit()):
+        raise ValueError("a time is given as text: 2024-08-01T12:00:00Z")
+    return value
+
+
+def _in_utc(value: datetime) -> datetime:
     """A time without a zone is meant in UTC."""
-    return value if value.tzinfo else value.replace(tzinfo=UTC)
+    try:
+        found = value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise ValueError("the time is out of range") from error
+    if not 1 < found.year < 9999:
+        raise ValueError("the time is out of range")
+    return found
 
 
 Name = Annotated[str, StringConstraints(max_length=200, strip_whitespace=True), AfterValidator(_clean_text)]
@@ -75,7 +101,8 @@ ExternalId = Annotated[
 ]
 CollectionId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Metadata = Annotated[dict[str, JsonValue], BeforeValidator(json_text), AfterValidator(_clean_metadata)]
-Moment = Annotated[datetime, AfterValidator(_aware)]
+Ids = Annotated[list[UUID], Field(max_length=MAX_BULK, fail_fast=True), BeforeValidator(bounded_list(MAX_BULK))]
+Moment = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_in_utc)]
 
 
 class CollectionFields(RequestModel):
@@ -105,11 +132,11 @@ class PersonChangeFields(RequestModel):
 
 
 class PersonIdsFields(RequestModel):
-    person_ids: list[UUID] = Field(min_length=1, max_length=MAX_BULK)
+    person_ids: Ids = Field(min_length=1)
 
 
 class FaceIdsFields(RequestModel):
-    face_ids: list[UUID] = Field(min_length=1, max_length=MAX_BULK)
+    face_ids: Ids = Field(min_length=1)
 
 
 class MoveFields(RequestModel):
@@ -120,12 +147,14 @@ class EnrolFields(RequestModel):
     """Pictures in `files`, `images` or `image_urls`, vectors in `embeddings`; at least one of them."""
 
     files: list[Upload] = Field(default_factory=list, max_length=MAX_ENROL_ITEMS, description="Encoded pictures.")
-    images: list[str] = Field(default_factory=list, max_length=MAX_ENROL_ITEMS, description="Pictures as base64 or data URI.")
+    images: Annotated[list[str], Field(fail_fast=True), BeforeValidator(bounded_list(MAX_ENROL_ITEMS))] = Field(
+        default_factory=list, description="Pictures as base64 or data URI."
+    )
     image_urls: list[str] = Field(
         default_factory=list, max_length=20, description="Where to fetch pictures (ALLOW_IMAGE_URLS)."
     )
-    embeddings: list[GivenEmbeddingField] = Field(
-        default_factory=list, max_length=MAX_ENROL_ITEMS, description="External vectors; `model` says what made them."
+    embeddings: Annotated[list[GivenEmbeddingField], BeforeValidator(bounded_list(MAX_ENROL_ITEMS))] = Field(
+        default_factory=list, fail_fast=True, description="External vectors; `model` says what made them."
     )
     model: str | None = Field(None, max_length=128, description="Embedding model of `embeddings`; must be the collection's.")
     face: Literal["only", "largest"] = Field(
@@ -153,8 +182,8 @@ class EnrolFields(RequestModel):
 class FilterFields(RequestModel):
     """Who may be found. Everything given must hold."""
 
-    person_ids: list[UUID] | None = Field(None, max_length=MAX_BULK, description="Only these persons.")
-    exclude_person_ids: list[UUID] = Field(default_factory=list, max_length=MAX_BULK)
+    person_ids: Ids | None = Field(None, description="Only these persons.")
+    exclude_person_ids: Ids = Field(default_factory=list)
     metadata: Metadata | None = Field(None, description="Only persons whose metadata contains this.")
     taken_from: Moment | None = Field(None, description="Only faces dated at or after this.")
     taken_to: Moment | None = Field(None, description="Only faces dated before this.")
@@ -167,6 +196,12 @@ class ProbeFields(ImageFields):
     model: str | None = Field(None, max_length=128, description="Embedding model the vector comes from.")
     threshold: float | None = Field(None, ge=-1, le=1, description="Cosine.")
 
+    @model_validator(mode="after")
+    def _said_model(self) -> Self:
+        if self.embedding is not None and self.model is None:
+            raise ValueError("an embedding needs `model`: embeddings of different models cannot be compared")
+        return self
+
 
 class FilteredProbeFields(ProbeFields):
     filter: Annotated[FilterFields, BeforeValidator(json_text)] = Field(default_factory=FilterFields)
@@ -175,6 +210,22 @@ class FilteredProbeFields(ProbeFields):
 class SearchFields(FilteredProbeFields):
     top_k: int = Field(10, ge=1, le=MAX_TOP_K, description="Most persons a face.")
     face: FaceChoice = Field(FaceChoice.ALL, description="Which faces of the picture to search for.")
+    max_faces: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_FACES_SEARCHED,
+        description=f"The largest so many; top_k x max_faces is at most {MAX_RESULTS}.",
+    )
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.max_faces is not None and self.max_faces * self.top_k > MAX_RESULTS:
+            raise ValueError(f"top_k x max_faces is at most {MAX_RESULTS}")
+        return self
+
+    @property
+    def faces_searched(self) -> int:
+        return self.max_faces or min(MAX_FACES_SEARCHED, MAX_RESULTS // self.top_k)
 
 
 class IdentifyFields(FilteredProbeFields):
@@ -215,21 +266,26 @@ class BatchItemFields(BatchPersonFields):
         return self
 
 
+_BatchPersons = Annotated[
+    list[BatchPersonFields], BeforeValidator(bounded_list(MAX_BATCH_ITEMS)), BeforeValidator(json_text)
+]
+
+
 class EnrolBatchFields(RequestModel):
     """Options of a bulk enrolment by form; `items` says whose the files are, in their order. Without it, the folder in a
     file's name is the person's external_id (`anna/1.jpg`), or all are faces of `person_id`."""
 
     person_id: UUID | None = Field(None, description="All files are faces of this person.")
-    items: Annotated[list[BatchPersonFields] | None, BeforeValidator(json_text)] = Field(
-        None, max_length=10_000, description="JSON array, one entry a file; must come before the first file."
-    )
+    items: _BatchPersons | None = Field(None, description="JSON array, one entry a file; must come before the first file.")
     face: Literal["only", "largest"] = "only"
     detection_threshold: float | None = Field(None, gt=0, lt=1)
     review: bool = True
 
 
 class EnrolBatchJsonFields(RequestModel):
-    items: list[BatchItemFields] = Field(min_length=1, max_length=10_000)
+    items: Annotated[list[BatchItemFields], BeforeValidator(bounded_list(MAX_BATCH_ITEMS))] = Field(
+        min_length=1, fail_fast=True
+    )
     model: str | None = Field(None, max_length=128, description="Embedding model of the items' embeddings.")
     face: Literal["only", "largest"] = "only"
     detection_threshold: float | None = Field(None, gt=0, lt=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -40,7 +41,20 @@ def json_text(value: object) -> object:
     return value
 
 
-GivenEmbeddingField = Annotated[list[float], Field(max_length=8192), BeforeValidator(json_text)]
+def bounded_list(most: int) -> Callable[[object], object]:
+    """Counts before pydantic looks at each element."""
+
+    def check(value: object) -> object:
+        if isinstance(value, list) and len(value) > most:
+            raise ValueError(f"at most {most} entries are accepted, not {len(value)}")
+        return value
+
+    return check
+
+
+GivenEmbeddingField = Annotated[
+    list[float], Field(max_length=8192, fail_fast=True), BeforeValidator(bounded_list(8192)), BeforeValidator(json_text)
+]
 
 
 class DetectionFields(RequestModel):

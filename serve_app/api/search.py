@@ -18,7 +18,14 @@ from serve_app.api.person_answers import (
     SearchResponse,
     VerifyPersonAnswer,
 )
-from serve_app.api.person_fields import FilterFields, IdentifyFields, ProbeFields, SearchFields, VerifyFields
+from serve_app.api.person_fields import (
+    MAX_FACES_SEARCHED,
+    FilterFields,
+    IdentifyFields,
+    ProbeFields,
+    SearchFields,
+    VerifyFields,
+)
 from serve_app.api.pictures import probe_of
 from serve_app.api.schemas import Face, Image, OperatingPointAnswer, face_of, image_of
 from serve_app.errors import (
@@ -167,7 +174,8 @@ async def verify(collection_id: str, person_id: UUID, request: Request, services
 
 
 def _extract(fields: ProbeFields, face: FaceChoice) -> ExtractOptions:
-    return ExtractOptions(face=face, max_faces=fields.max_faces, threshold=fields.detection_threshold)
+    max_faces = fields.faces_searched if isinstance(fields, SearchFields) else fields.max_faces
+    return ExtractOptions(face=face, max_faces=max_faces or MAX_FACES_SEARCHED, threshold=fields.detection_threshold)
 
 
 def _filter(fields: FilterFields) -> SearchFilter:

@@ -64,7 +64,7 @@ def once(
 
 
 def once_per_item(
-    request: Request, services: Services, index: int, item: bytes, render: Callable[[ResultT], BaseModel]
+    request: Request, services: Services, index: int, item: Callable[[], bytes], render: Callable[[ResultT], BaseModel]
 ) -> Once[ResultT]:
     """The same for the item at `index` of a request of many, each a write of its own. `item`: what tells it from others."""
 
@@ -74,7 +74,7 @@ def once_per_item(
     key = _key(request, services)
     if key is None:
         return Once(None, rendered)
-    fingerprint = hashlib.sha256(_fingerprint(request, None) + item).digest()
+    fingerprint = hashlib.sha256(_fingerprint(request, None) + item()).digest()
     return Once(WriteKey(hashlib.sha256(key + index.to_bytes(4, "big")).digest(), fingerprint, _collection(request)), rendered)
 
 

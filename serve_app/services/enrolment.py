@@ -92,7 +92,6 @@ class Enrolment:
         contract: EmbeddingContract,
         point: OperatingPoint | None,
         limits: ReviewLimits,
-        split_below: float,
         max_workers: int,
     ) -> None:
         self._pipeline = pipeline
@@ -100,8 +99,8 @@ class Enrolment:
         self._objects = objects
         self._contract = contract
         self._reviewer = Reviewer(limits, point)
-        self._split_below = split_below
         self._max_workers = max_workers
+        self._cleaning: set[asyncio.Task[None]] = set()
 
     async def enrol(
         self, collection_id: str, person: PersonRef, items: Sequence[Item], options: EnrolOptions, once: Once[Enrolled]
@@ -134,9 +133,7 @@ class Enrolment:
             raise _nothing_enrolled(refused)
         # Sorted, because ids of one millisecond are in no order, and faces are listed by id.
         ids = sorted(new_id() for _ in accepted)
-        new_faces = await asyncio.gather(
-            *(self._store(collection, face_id, one) for face_id, one in zip(ids, accepted, strict=True))
-        )
+        new_faces = await self._store_all(collection, list(zip(ids, accepted, strict=True)))
         try:
             return await once.run(
                 self._database, lambda tx: self._write(tx, collection_id, person, accepted, new_faces, refused)
@@ -196,6 +193,22 @@ class Enrolment:
             if await faces.images_of_person(connection, collection, person_id, [digest]):
                 raise _known_image(digest)
 
+    async def _store_all(self, collection: Collection, accepted: Sequence[tuple[UUID, PreparedItem]]) -> list[NewFace]:
+        """All or none: no row can name them yet, so what was put is removed when one fails or the client leaves."""
+        tasks = [asyncio.create_task(self._store(collection, face_id, one)) for face_id, one in accepted]
+        try:
+            # Shielded: a put that is under way when the client leaves may succeed, and then nobody would know of it.
+            return await asyncio.gather(*(asyncio.shield(task) for task in tasks))
+        except BaseException:
+            cleaning = asyncio.create_task(self._remove_stored(tasks))
+            self._cleaning.add(cleaning)
+            cleaning.add_done_callback(self._cleaning.discard)
+            raise
+
+    async def _remove_stored(self, tasks: Sequence[asyncio.Task[NewFace]]) -> None:
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        await self._discard([face for face in done if isinstance(face, NewFace)])
+
     async def _store(self, collection: Collection, face_id: UUID, one: PreparedItem) -> NewFace:
         """Puts the picture and the crop; rows come after, so that no row is ever without its objects."""
         if one.found is None or one.extraction is None or one.sha256 is None or not isinstance(one.item.source, bytes):
@@ -253,7 +266,7 @@ class Enrolment:
         kept = {face.id for _, face in fresh}
         await objects_outbox.add(tx, object_keys([face for face in new_faces if face.id not in kept]))
         stored = await faces.insert(tx, collection, person_id, [face for _, face in fresh])
-        await vectors.refresh_templates(tx, collection, person_id, self._split_below)
+        await vectors.refresh_templates(tx, collection, person_id)
         return Enrolled(
             person_id,
             created,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from serve_app.errors import DatabaseUnavailable, ObjectStoreUnavailable, Overloaded
@@ -15,6 +16,8 @@ from serve_app.storage.objects import ObjectStore
 logger = logging.getLogger("ray.serve")
 
 _BATCH = 500
+_AT_ONCE = 1000
+"""Objects that a request waits for; more are left to housekeeping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,13 @@ class Eraser:
         self._objects = objects
 
     async def finish(self, receipt: Receipt, once: Once[Receipt]) -> Receipt:
-        """Deletes the receipt's objects and looks again. The deletion is committed: what fails here is only put off."""
+        """Deletes the receipt's objects and looks again. The deletion is committed: what fails here, or is too much for one
+        request, is only put off."""
         if not receipt.object_keys:
             return receipt
         try:
-            await self.sweep()
+            if len(receipt.object_keys) <= _AT_ONCE:
+                await self._delete(receipt.object_keys)
             async with self._database.connection() as connection:
                 pending = await objects_outbox.still_pending(connection, receipt.object_keys)
             receipt = replace(receipt, objects_pending=pending)
@@ -79,7 +84,39 @@ class Eraser:
                 keys = await objects_outbox.waiting(connection, _BATCH)
             if not keys:
                 return total
-            await self._objects.delete_many(keys)
-            async with self._database.connection() as connection:
-                await objects_outbox.done(connection, keys)
-            total += len(keys)
+            try:
+                await self._delete(keys)
+                total += len(keys)
+            except ObjectStoreUnavailable:
+                # Down, or unwilling to part with one of them? `check` raises in the first case.
+                await self._objects.check()
+                total += await self._delete_each(keys)
+
+    async def erase_prefix(self, prefix: str) -> int:
+        """Deletes what enrolments that were broken off have left below a deleted collection's prefix; returns how many."""
+        keys = [info.key async for info in self._objects.list(prefix)]
+        await self._objects.delete_many(keys)
+        return len(keys)
+
+    async def _delete(self, keys: Sequence[str]) -> None:
+        """Nothing while a backup runs."""
+        async with self._database.connection() as connection:
+            if await objects_outbox.backup_runs(connection):
+                return
+        await self._objects.delete_many(keys)
+        async with self._database.connection() as connection:
+            await objects_outbox.done(connection, keys)
+
+    async def _delete_each(self, keys: Sequence[str]) -> int:
+        """One by one; those the store will not delete go to the end of the queue, for an hour."""
+        refused = []
+        for key in keys:
+            try:
+                await self._objects.delete(key)
+            except ObjectStoreUnavailable as error:
+                logger.warning("object %s cannot be deleted: %s", key, error.detail)
+                refused.append(key)
+        async with self._database.connection() as connection:
+            await objects_outbox.postpone(connection, refused)
+            await objects_outbox.done(connection, [key for key in keys if key not in set(refused)])
+        return len(keys) - len(refused)

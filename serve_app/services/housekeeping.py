@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Awaitable, Callable
 
 from serve_app.errors import CapacityError, ConfigurationError, PartUnavailable
 from serve_app.services.erasure import Eraser
@@ -14,6 +16,7 @@ from serve_app.storage.objects import ObjectStore
 logger = logging.getLogger("ray.serve")
 
 _INTERVAL_S = 20.0
+_PAUSE_AFTER_FAILURE_S = 600.0
 
 
 class Housekeeping:
@@ -24,30 +27,48 @@ class Housekeeping:
         self._eraser = eraser
         self._objects = objects
         self._prepared = False
-        self._task: asyncio.Task[None] | None = None
+        self._failures: dict[int, float] = {}
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         await self._prepare_objects()
-        self._task = asyncio.create_task(self._run())
+        # Apart: an index takes minutes to build, and deletions do not wait for it.
+        self._tasks = [asyncio.create_task(self._repeat(work)) for work in (self._sweep, self._maintain)]
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks = []
 
     async def once(self) -> None:
         """Raises PartUnavailable, CapacityError."""
+        await self._sweep()
+        await self._maintain()
+
+    async def _sweep(self) -> None:
+        if not self._prepared:
+            await self._prepare_objects()
         await self._eraser.sweep()
+
+    async def _maintain(self) -> None:
         async with self._database.dedicated() as connection, maintenance.only_one(connection) as mine:
             if not mine:
                 return
             await idempotency.purge(connection)
             for collection in await collections.all_collections(connection):
-                before = collection.search_mode
-                after = await maintenance.choose_search_mode(connection, collection)
-                if after != before:
-                    logger.info("collection %s is now searched by %s", collection.id, after)
+                if self._failures.get(collection.key, 0) > time.monotonic():
+                    continue
+                try:
+                    mode = await maintenance.choose_search_mode(connection, collection)
+                except maintenance.MaintenanceFailed as error:
+                    # The others do not wait for it, and it is not tried at full cost every time.
+                    logger.error("collection %s: %s", collection.id, error)
+                    self._failures[collection.key] = time.monotonic() + _PAUSE_AFTER_FAILURE_S
+                    continue
+                if mode != collection.search_mode:
+                    logger.info("collection %s is now searched by %s", collection.id, mode)
 
     async def _prepare_objects(self) -> None:
         """Makes the bucket. The object store may come up after us; until then what needs it is a 503."""
@@ -57,13 +78,11 @@ class Housekeeping:
         except ConfigurationError as error:
             logger.warning("object store: %s", error)
 
-    async def _run(self) -> None:
+    async def _repeat(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
             await asyncio.sleep(_INTERVAL_S)
-            if not self._prepared:
-                await self._prepare_objects()
             try:
-                await self.once()
+                await work()
             except (PartUnavailable, CapacityError) as error:
                 logger.warning("housekeeping is put off: %s", error.detail)
             except Exception:

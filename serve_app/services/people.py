@@ -27,15 +27,11 @@ class PersonQuery:
 
 
 class People:
-    """Every method raises NotFound, DatabaseUnavailable and Overloaded.
+    """Every method raises NotFound, DatabaseUnavailable and Overloaded."""
 
-    `split_below`: see faces.templates_of.
-    """
-
-    def __init__(self, database: Database, eraser: Eraser, split_below: float) -> None:
+    def __init__(self, database: Database, eraser: Eraser) -> None:
         self._database = database
         self._eraser = eraser
-        self._split_below = split_below
 
     async def create(self, collection_id: str, change: PersonChange, once: Once[Person]) -> Person:
         """Raises AlreadyExists for an external id that is taken."""
@@ -147,7 +143,7 @@ class People:
             owners = now
 
     async def _refresh(self, tx: Connection, collection: Collection, person_ids: Sequence[UUID]) -> int:
-        return sum([await vectors.refresh_templates(tx, collection, one, self._split_below) for one in person_ids])
+        return sum([await vectors.refresh_templates(tx, collection, one) for one in person_ids])
 
 
 def _require(wanted: Sequence[UUID], found: Container[UUID], error: Callable[[UUID], NotFound]) -> None:

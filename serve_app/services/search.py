@@ -142,7 +142,9 @@ class PersonSearch:
         face, embedding = probes[0]
         async with self._database.connection() as connection:
             candidate = await search.similarity_to_person(connection, collection, embedding, person_id)
-        decision = point.decide(candidate.similarity) if candidate and point else None
+        if candidate is None:
+            return PersonVerification(face, None, Decision.UNKNOWN, point)
+        decision = point.decide(candidate.similarity) if point else None
         return PersonVerification(face, candidate, decision, point)
 
     def _point_at(self, threshold: float | None) -> OperatingPoint | None:

@@ -80,7 +80,6 @@ async def load_vectors(
     database: Database,
     collection: Collection,
     vectors: Vectors,
-    split_below: float,
     progress: Callable[[int], None],
     present: Callable[[str], None],
     chunk_faces: int = CHUNK_FACES,
@@ -100,7 +99,7 @@ async def load_vectors(
                 for start in range(0, len(names), _LOOKED_UP):
                     known |= (await persons.by_external_ids(connection, collection, names[start : start + _LOOKED_UP])).keys()
                 try:
-                    count = await _load(connection, collection, vectors, range(first, last), known, split_below)
+                    count = await _load(connection, collection, vectors, range(first, last), known)
                 except AlreadyExists:
                     if attempt == _ATTEMPTS:
                         raise
@@ -159,7 +158,6 @@ async def _load(
     vectors: Vectors,
     chosen: Sequence[int],
     known: set[str],
-    split_below: float,
 ) -> int:
     """Faces of the chosen persons that are not known. Raises AlreadyExists when one came to be meanwhile, NotFound."""
     fresh = [index for index in chosen if vectors.names[index] not in known]
@@ -169,7 +167,5 @@ async def _load(
     rows = np.concatenate([vectors.order[vectors.starts[index] : vectors.starts[index + 1]] for index in fresh])
     people = [BulkPerson(new_id(), vectors.names[index], vectors.names[index], {}) for index in fresh]
     with conflicts(collection):
-        await load(
-            connection, collection, people, np.repeat(np.arange(len(fresh)), sizes), vectors.embeddings[rows], split_below
-        )
+        await load(connection, collection, people, np.repeat(np.arange(len(fresh)), sizes), vectors.embeddings[rows])
     return len(rows)

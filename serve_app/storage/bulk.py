@@ -54,7 +54,6 @@ async def load(
     people: Sequence[BulkPerson],
     person_of: npt.NDArray[np.integer],
     embeddings: FloatArray,
-    split_below: float,
     taken_at: npt.NDArray[np.datetime64] | None = None,
 ) -> None:
     """New persons with their faces. `person_of`: (N,) index into `people` for each row of `embeddings` (N, D), unit norm.
@@ -79,9 +78,9 @@ async def load(
         await _copy(connection, "persons", ("id", "collection_key", "external_id", "name", "metadata"),
                     _persons(collection, people))  # fmt: skip
         await _copy(connection, "faces", ("collection_key", "id", "person_id", "taken_at"), faces.rows(dates))
-        await _copy(connection, tables.embeddings, ("collection_key", "face_id", "person_id", "embedding"),
-                    faces.vectors(split_below, templates))  # fmt: skip
-        await _copy(connection, tables.templates, ("collection_key", "person_id", "ordinal", "face_count", "embedding"),
+        await _copy(connection, tables.embeddings, ("face_id", "person_id", "embedding"),
+                    faces.vectors(templates))  # fmt: skip
+        await _copy(connection, tables.templates, ("person_id", "ordinal", "face_count", "embedding"),
                     iter(templates))  # fmt: skip
     await _analyze(connection, tables)
 
@@ -170,13 +169,14 @@ class _Faces:
     def rows(self, dates: npt.NDArray[np.int64]) -> Iterator[bytes]:
         for block in self._blocks():
             owners = self._person_ids[self._owners[block]]
-            yield self._wire(("V16", self._ids[block]), ("V16", owners), (">i8", dates[self._order[block]]))
+            keys = np.full(len(owners), self._collection_key)
+            yield self._wire((">i4", keys), ("V16", self._ids[block]), ("V16", owners), (">i8", dates[self._order[block]]))
 
-    def vectors(self, split_below: float, templates: list[bytes]) -> Iterator[bytes]:
+    def vectors(self, templates: list[bytes]) -> Iterator[bytes]:
         """The rows of the embeddings. Those of the templates are appended to `templates` meanwhile."""
         for block in self._blocks():
             owners, embeddings = self._owners[block], self._embeddings[self._order[block]]
-            of, ordinals, counts, vectors = _templates(owners, embeddings, split_below)
+            of, ordinals, counts, vectors = _templates(owners, embeddings)
             templates.append(self._wire(("V16", self._person_ids[of]), (">i2", ordinals), (">i4", counts), _halfvec(vectors)))
             yield self._wire(("V16", self._ids[block]), ("V16", self._person_ids[owners]), _halfvec(embeddings))
 
@@ -190,9 +190,8 @@ class _Faces:
             start = stop
 
     def _wire(self, *fields: tuple[str, npt.NDArray[np.generic]]) -> bytes:
-        """Rows of the collection's key and `fields` of fixed width: dtype of a value on the wire, and the values."""
+        """Rows of `fields` of fixed width: dtype of a value on the wire, and the values."""
         count = len(fields[0][1])
-        fields = ((">i4", np.full(count, self._collection_key)), *fields)
         layout: list[tuple[str, str]] = [("count", ">i2")]
         for index, (kind, _) in enumerate(fields):
             layout += [(f"length{index}", ">i4"), (f"value{index}", kind)]
@@ -214,16 +213,16 @@ def _halfvec(vectors: FloatArray) -> tuple[str, npt.NDArray[np.generic]]:
 
 
 def _templates(
-    owners: npt.NDArray[np.integer], embeddings: FloatArray, split_below: float
+    owners: npt.NDArray[np.integer], embeddings: FloatArray
 ) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.int64], npt.NDArray[np.int64], FloatArray]:
     """Of faces sorted by owner, at least one: each template's owner, ordinal, face count, and the (T, D) templates."""
     starts = np.flatnonzero(np.r_[True, owners[1:] != owners[:-1]])
     sizes = np.diff(np.append(starts, len(owners)))
-    means, enough = mean_templates(embeddings, starts, split_below)
+    means, enough = mean_templates(embeddings, starts)
     found_owners, ordinals = [owners[starts][enough]], [np.zeros(int(enough.sum()), np.int64)]
     counts, templates = [sizes[enough]], [means[enough]]
     for person in np.flatnonzero(~enough):
-        several, theirs = templates_of(embeddings[starts[person] : starts[person] + sizes[person]], split_below)
+        several, theirs = templates_of(embeddings[starts[person] : starts[person] + sizes[person]])
         found_owners.append(np.full(len(several), owners[starts[person]]))
         ordinals.append(np.arange(len(several)))
         counts.append(np.array(theirs))

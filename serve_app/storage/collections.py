@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import asyncpg
 
-from serve_app.errors import AlreadyExists, NotFound
+from serve_app.errors import AlreadyExists, EmbeddingModelMismatch, NotFound
 from serve_app.people import Collection, CollectionSize, EmbeddingContract, Erased, Metadata
 from serve_app.storage import objects_outbox, vectors
 from serve_app.storage.database import Connection, Row
+
+_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 _COLUMNS = """
     SELECT c.key, c.id, c.name, c.metadata, c.model_key, m.name AS model, m.dim, c.preprocessing, c.search_mode,
@@ -27,24 +31,32 @@ async def create(tx: Connection, collection_id: str, name: str, metadata: Metada
     except asyncpg.UniqueViolationError as error:
         raise AlreadyExists(f"There is a collection {collection_id!r} already.", collection_id=collection_id) from error
     collection = await get(tx, collection_id)
-    await vectors.create_partitions(tx, collection)
+    await vectors.create_tables(tx, collection)
     return collection
 
 
 async def _model_key(tx: Connection, contract: EmbeddingContract) -> int:
-    key = await tx.fetchval(
-        # The update takes the row's lock: of two first collections of a model one makes the tables, the other waits.
-        "INSERT INTO embedding_models (name, dim) VALUES ($1, $2)"
-        " ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING key",
-        contract.model,
-        contract.dim,
-    )
-    await vectors.create_model_tables(tx, key, contract.dim)
-    return int(key)
+    # Looked up first: an insert that conflicts uses up a number each time.
+    for _ in range(2):
+        row = await tx.fetchrow("SELECT key, dim FROM embedding_models WHERE name = $1", contract.model)
+        if row is not None:
+            if row["dim"] != contract.dim:
+                raise EmbeddingModelMismatch(
+                    f"{contract.model!r} made vectors of {row['dim']} values until now, and of {contract.dim} at present.",
+                    model=contract.model,
+                    dim=row["dim"],
+                    loaded_dim=contract.dim,
+                )
+            return int(row["key"])
+        await tx.execute(
+            "INSERT INTO embedding_models (name, dim) VALUES ($1, $2) ON CONFLICT DO NOTHING", contract.model, contract.dim
+        )
+    raise AssertionError("unreachable")
 
 
 async def get(connection: Connection, collection_id: str) -> Collection:
     """Raises NotFound."""
+    _check_id(collection_id)
     row = await connection.fetchrow(_COLUMNS + " WHERE c.id = $1", collection_id)
     if row is None:
         raise _missing(collection_id)
@@ -56,6 +68,7 @@ async def lock(tx: Connection, collection_id: str, *, for_deletion: bool = False
 
     Always the first lock of a transaction. Raises NotFound.
     """
+    _check_id(collection_id)
     mode = "UPDATE" if for_deletion else "KEY SHARE"
     row = await tx.fetchrow(f"{_COLUMNS} WHERE c.id = $1 FOR {mode} OF c", collection_id)
     if row is None:
@@ -103,7 +116,7 @@ async def size(connection: Connection, collection: Collection) -> CollectionSize
 
 async def delete(tx: Connection, collection: Collection) -> Erased:
     """The collection must be locked for deletion. Its objects are handed to the outbox."""
-    embeddings, templates = await vectors.drop_partitions(tx, collection)
+    embeddings, templates = await vectors.count(tx, collection)
     rows = await tx.fetch("DELETE FROM faces WHERE collection_key = $1 RETURNING crop_key", collection.key)
     crops = [row["crop_key"] for row in rows if row["crop_key"] is not None]
     images = await tx.fetch("DELETE FROM images WHERE collection_key = $1 RETURNING object_key", collection.key)
@@ -111,6 +124,7 @@ async def delete(tx: Connection, collection: Collection) -> Erased:
     await tx.execute("DELETE FROM collections WHERE key = $1", collection.key)
     keys = (*(row["object_key"] for row in images), *crops)
     await objects_outbox.add(tx, keys)
+    await vectors.drop_tables(tx, collection)
     return Erased(vectors.affected(persons), len(rows), embeddings, templates, len(images), len(crops), keys)
 
 
@@ -130,8 +144,15 @@ async def remaining_rows(connection: Connection, collection: Collection) -> int:
     )
 
 
+def _check_id(collection_id: str) -> None:
+    """What cannot be an id is not there; it may be what Postgres cannot even read."""
+    if not _ID.fullmatch(collection_id):
+        raise _missing(collection_id)
+
+
 def _missing(collection_id: str) -> NotFound:
-    return NotFound(f"There is no collection {collection_id!r}.", collection_id=collection_id)
+    shown = collection_id[:63].encode("ascii", "backslashreplace").decode("ascii")
+    return NotFound(f"There is no collection {shown!r}.", collection_id=shown)
 
 
 def _collection(row: Row) -> Collection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol, TypeVar, cast
@@ -12,7 +13,7 @@ from typing import Any, Protocol, TypeVar, cast
 import asyncpg
 from pgvector.asyncpg import register_vector
 
-from serve_app.errors import DatabaseUnavailable, Overloaded
+from serve_app.errors import DatabaseUnavailable, NotFound, Overloaded
 
 logger = logging.getLogger("ray.serve")
 
@@ -92,9 +93,10 @@ class Database:
                 pool.terminate()
 
     async def check(self) -> None:
-        """One round trip."""
+        """One round trip: that it answers, and has a schema."""
         async with self.connection() as connection:
-            await connection.fetchval("SELECT 1", timeout=2)
+            if await connection.fetchval("SELECT to_regclass('collections') IS NULL", timeout=2):
+                raise DatabaseUnavailable("The database has no schema yet; run `kinlens db upgrade`.")
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -190,6 +192,14 @@ class translated:  # noqa: N801  used as a statement: `with translated():`
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is None or kind is None:
             return
+        if isinstance(error, asyncpg.UndefinedTableError) and _COLLECTION_TABLE.search(str(error)):
+            raise NotFound("The collection was deleted meanwhile.") from error
+        if issubclass(kind, _UNPREPARED):
+            logger.error("database: %s: %s", kind.__name__, error)
+            raise DatabaseUnavailable(
+                "The database has not the schema or the rights that are needed; run `kinlens db upgrade`.",
+                retry_after_s=_RETRY_AFTER_S,
+            ) from error
         if issubclass(kind, _CONFLICTS):
             raise Overloaded("Other requests change the same rows.", retry_after_s=_RETRY_AFTER_S) from error
         # asyncpg's DataError, an argument of the wrong type, is an InterfaceError as well as a ValueError.
@@ -201,6 +211,14 @@ class translated:  # noqa: N801  used as a statement: `with translated():`
 
 
 _CONFLICTS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
+_COLLECTION_TABLE = re.compile(r"(embeddings|templates)_m\d+_c\d+")
+_UNPREPARED = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedObjectError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.InvalidSchemaNameError,
+)
 _UNAVAILABLE = (
     OSError,
     TimeoutError,

@@ -33,6 +33,10 @@ class IndexState:
     dead: int
 
 
+class MaintenanceFailed(Exception):
+    """Of one collection; internal."""
+
+
 @asynccontextmanager
 async def only_one(connection: Connection) -> AsyncIterator[bool]:
     """Whether this process may maintain; others get False. The connection must be a dedicated one."""
@@ -54,6 +58,10 @@ async def choose_search_mode(connection: Connection, collection: Collection) -> 
     except asyncpg.UndefinedTableError:
         # Deleted since it was listed.
         return collection.search_mode
+    except asyncpg.PostgresConnectionError:
+        raise
+    except asyncpg.PostgresError as error:
+        raise MaintenanceFailed(f"its index could not be brought up to date: {error}") from error
 
 
 async def _choose_search_mode(connection: Connection, collection: Collection) -> str:

@@ -17,20 +17,35 @@ async def add(tx: Connection, object_keys: Sequence[str]) -> None:
 
 
 async def waiting(connection: Connection, limit: int) -> list[str]:
-    """Keys to delete, the oldest first. None while a backup runs.
+    """Keys to delete now, the oldest first; none while a backup runs.
 
     No row is locked: deleting an object twice does no harm, and no transaction is open while the object store is asked. What
     is listed before a backup begins may be deleted during it, as its rows were gone before.
     """
+    if await backup_runs(connection):
+        return []
     rows = await connection.fetch(
-        "SELECT object_key FROM object_deletions WHERE NOT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory'"
-        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-        " AND (classid::bigint << 32) | objid::bigint = $2 AND objsubid = 1 AND granted)"
-        " ORDER BY created_at LIMIT $1",
-        limit,
-        BACKUP_LOCK,
+        "SELECT object_key FROM object_deletions WHERE not_before <= now() ORDER BY not_before LIMIT $1", limit
     )
     return [row["object_key"] for row in rows]
+
+
+async def backup_runs(connection: Connection) -> bool:
+    return bool(
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1"
+            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            " AND (classid::bigint << 32) | objid::bigint = $1)",
+            BACKUP_LOCK,
+        )
+    )
+
+
+async def postpone(connection: Connection, object_keys: Sequence[str]) -> None:
+    await connection.execute(
+        "UPDATE object_deletions SET not_before = now() + interval '1 hour' WHERE object_key = ANY($1::text[])",
+        list(object_keys),
+    )
 
 
 async def done(tx: Connection, object_keys: Sequence[str]) -> None:

@@ -20,6 +20,8 @@ from serve_app.storage.database import connect
 
 _MIGRATION_LOCK = 0x6B696E6C656E73
 """Advisory lock key: "kinlens" in ASCII."""
+_MIN_PGVECTOR = (0, 8)
+"""Iterative index scans, without which a filtered search comes back short."""
 
 
 def newest_version() -> str:
@@ -42,6 +44,11 @@ def upgrade(dsn: str) -> str:
     try:
         return asyncio.run(_upgrade(dsn))
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError, ValueError) as error:
+        if isinstance(error, ValueError):
+            # Its text may quote a part of the password.
+            raise ConfigurationError(
+                "DATABASE_URL is not valid; characters such as / # ? @ in the password must be percent-encoded."
+            ) from None
         cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
         raise ConfigurationError(
             f"The database cannot be prepared: {cause or type(cause).__name__}. See DATABASE_URL."
@@ -71,7 +78,14 @@ def _migrate(connection: SqlConnection) -> str:
         )
     config.attributes["connection"] = connection
     alembic_upgrade(config, "head")
+    _check_pgvector(connection)
     return newest_version()
+
+
+def _check_pgvector(connection: SqlConnection) -> None:
+    version = str(connection.scalar(text("SELECT extversion FROM pg_extension WHERE extname = 'vector'")))
+    if tuple(int(part) for part in version.split(".")[:2]) < _MIN_PGVECTOR:
+        raise ConfigurationError(f"pgvector {version} is too old: 0.8 is needed. ALTER EXTENSION vector UPDATE may do.")
 
 
 def _current(connection: SqlConnection) -> str | None:

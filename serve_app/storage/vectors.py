@@ -1,12 +1,13 @@
-"""The tables of embeddings and templates: one parent a model, one partition a collection.
+"""The tables of embeddings and templates: two of each collection.
 
-A partition a collection, because an index over all of them would have to filter out everybody else's faces and come back
-short; a table a model, because a column without a dimension cannot be indexed. Statements name the partition itself:
-creating or dropping one never waits for, or holds up, a search of another.
+Of each collection, because an index over all of them would have to filter out everybody else's faces and come back short.
+Tables of their own and not partitions, because dropping a partition locks its parent, and so every other collection, for as
+long as the deletion takes.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -23,9 +24,13 @@ SAME_TEMPLATE = 0.9995
 and every person with many faces has templates that hardly move."""
 
 
+_INLINE_FACES = 256
+"""Faces of a person above which its templates are computed on a thread."""
+
+
 @dataclass(frozen=True, slots=True)
 class VectorTables:
-    """Names of the two partitions of a collection; safe to put into SQL, as they are made of two integers."""
+    """Names of the two tables of a collection; safe to put into SQL, as they are made of two integers."""
 
     embeddings: str
     templates: str
@@ -40,59 +45,57 @@ class VectorTables:
         return f"{self.templates}_hnsw"
 
 
-async def create_model_tables(tx: Connection, model_key: int, dim: int) -> None:
+async def create_tables(tx: Connection, collection: Collection) -> None:
+    tables, dim = VectorTables.of(collection), collection.contract.dim
     for statement in (
         f"""
-        CREATE TABLE IF NOT EXISTS embeddings_m{model_key:d} (
-            collection_key integer NOT NULL,
-            face_id uuid NOT NULL,
+        CREATE TABLE {tables.embeddings} (
+            face_id uuid NOT NULL PRIMARY KEY,
             person_id uuid,
             embedding halfvec({dim:d}) NOT NULL
-        ) PARTITION BY LIST (collection_key)
+        )
         """,
+        f"CREATE INDEX {tables.embeddings}_person ON {tables.embeddings} (person_id)",
         f"""
-        CREATE TABLE IF NOT EXISTS templates_m{model_key:d} (
-            collection_key integer NOT NULL,
+        CREATE TABLE {tables.templates} (
             person_id uuid NOT NULL,
             ordinal smallint NOT NULL,
             face_count integer NOT NULL,
-            embedding halfvec({dim:d}) NOT NULL
-        ) PARTITION BY LIST (collection_key)
+            embedding halfvec({dim:d}) NOT NULL,
+            PRIMARY KEY (person_id, ordinal)
+        ) WITH (fillfactor = 90)
         """,
     ):
         await tx.execute(statement)
 
 
-async def create_partitions(tx: Connection, collection: Collection) -> None:
-    """Made aside and attached: CREATE TABLE PARTITION OF would lock the parent against every search."""
-    tables = VectorTables.of(collection)
-    for parent, child in (
-        (f"embeddings_m{collection.model_key:d}", tables.embeddings),
-        (f"templates_m{collection.model_key:d}", tables.templates),
-    ):
-        await tx.execute(f"CREATE TABLE {child} (LIKE {parent}) WITH (fillfactor = 90)")
-        await tx.execute(f"ALTER TABLE {parent} ATTACH PARTITION {child} FOR VALUES IN ({collection.key:d})")
-    await tx.execute(f"ALTER TABLE {tables.embeddings} ADD PRIMARY KEY (face_id)")
-    await tx.execute(f"CREATE INDEX {tables.embeddings}_person ON {tables.embeddings} (person_id)")
-    await tx.execute(f"ALTER TABLE {tables.templates} ADD PRIMARY KEY (person_id, ordinal)")
-
-
-async def drop_partitions(tx: Connection, collection: Collection) -> tuple[int, int]:
-    """Number of embeddings and templates that are gone."""
+async def count(tx: Connection, collection: Collection) -> tuple[int, int]:
+    """Embeddings and templates."""
     tables = VectorTables.of(collection)
     embeddings = await tx.fetchval(f"SELECT count(*) FROM {tables.embeddings}")
     templates = await tx.fetchval(f"SELECT count(*) FROM {tables.templates}")
-    await tx.execute(f"DROP TABLE {tables.embeddings}, {tables.templates}")
     return int(embeddings), int(templates)
+
+
+async def drop_tables(tx: Connection, collection: Collection) -> None:
+    """The last statement of a deletion: it waits for, and holds up, whoever searches or indexes this collection."""
+    tables = VectorTables.of(collection)
+    # An index build would make it wait for minutes; it has nothing left to build for.
+    await tx.execute(
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_progress_create_index"
+        " WHERE relid = ANY(ARRAY[to_regclass($1), to_regclass($2)]::oid[])",
+        tables.embeddings,
+        tables.templates,
+    )
+    await tx.execute(f"DROP TABLE {tables.embeddings}, {tables.templates}")
 
 
 async def insert_embeddings(
     tx: Connection, collection: Collection, person_id: UUID | None, rows: Sequence[tuple[UUID, FloatArray]]
 ) -> None:
     await tx.executemany(
-        f"INSERT INTO {VectorTables.of(collection).embeddings} (collection_key, face_id, person_id, embedding)"
-        " VALUES ($1, $2, $3, $4)",
-        [(collection.key, face_id, person_id, embedding) for face_id, embedding in rows],
+        f"INSERT INTO {VectorTables.of(collection).embeddings} (face_id, person_id, embedding) VALUES ($1, $2, $3)",
+        [(face_id, person_id, embedding) for face_id, embedding in rows],
     )
 
 
@@ -105,37 +108,47 @@ async def embeddings_of_person(tx: Connection, collection: Collection, person_id
     return [row["face_id"] for row in rows], stack([row["embedding"] for row in rows], collection.contract.dim)
 
 
-async def refresh_templates(tx: Connection, collection: Collection, person_id: UUID, split_below: float) -> int:
+async def refresh_templates(tx: Connection, collection: Collection, person_id: UUID) -> int:
     """Makes a person's templates those of its present faces; returns how many were removed. The person must be locked."""
     tables = VectorTables.of(collection)
     _, embeddings = await embeddings_of_person(tx, collection, person_id)
-    wanted, counts = templates_of(embeddings, split_below)
+    if len(embeddings) > _INLINE_FACES:
+        wanted, counts = await asyncio.to_thread(templates_of, embeddings)
+    else:
+        wanted, counts = templates_of(embeddings)
     rows = await tx.fetch(
         f"SELECT ordinal, embedding FROM {tables.templates} WHERE person_id = $1 ORDER BY ordinal",
         person_id,
     )
     present = stack([row["embedding"] for row in rows], collection.contract.dim)
-    for ordinal, (template, count) in enumerate(zip(wanted, counts, strict=True)):
+    moved, same = [], []
+    for ordinal, (template, face_count) in enumerate(zip(wanted, counts, strict=True)):
         if ordinal < len(present) and float(np.dot(template, present[ordinal])) >= SAME_TEMPLATE:
-            await tx.execute(
-                f"UPDATE {tables.templates} SET face_count = $3 WHERE person_id = $1 AND ordinal = $2 AND face_count <> $3",
-                person_id,
-                ordinal,
-                int(count),
-            )
-            continue
-        await tx.execute(
-            f"INSERT INTO {tables.templates} (collection_key, person_id, ordinal, face_count, embedding)"
-            " VALUES ($1, $2, $3, $4, $5) ON CONFLICT (person_id, ordinal)"
-            " DO UPDATE SET face_count = excluded.face_count, embedding = excluded.embedding",
-            collection.key, person_id, ordinal, int(count), template,
-        )  # fmt: skip
+            same.append((person_id, ordinal, face_count))
+        else:
+            moved.append((person_id, ordinal, face_count, template))
+    await tx.executemany(
+        f"INSERT INTO {tables.templates} (person_id, ordinal, face_count, embedding) VALUES ($1, $2, $3, $4)"
+        " ON CONFLICT (person_id, ordinal) DO UPDATE SET face_count = excluded.face_count, embedding = excluded.embedding",
+        moved,
+    )
+    await tx.executemany(
+        f"UPDATE {tables.templates} SET face_count = $3 WHERE person_id = $1 AND ordinal = $2 AND face_count <> $3", same
+    )
     removed = await tx.execute(
         f"DELETE FROM {tables.templates} WHERE person_id = $1 AND ordinal >= $2",
         person_id,
         len(wanted),
     )
     return affected(removed)
+
+
+async def embedding_of_face(connection: Connection, collection: Collection, face_id: UUID) -> FloatArray | None:
+    """(D,) float32, or None where there is no such face."""
+    found = await connection.fetchval(
+        f"SELECT embedding FROM {VectorTables.of(collection).embeddings} WHERE face_id = $1", face_id
+    )
+    return None if found is None else stack([found], collection.contract.dim)[0]
 
 
 def stack(vectors: Sequence[HalfVector], dim: int) -> FloatArray:

@@ -66,7 +66,7 @@ def test_a_picture_is_enrolled_found_and_erased(client: httpx.Client) -> None:
     assert face["quality"]["occlusion"] in ("NONE", "LOW") and face["quality"]["sharpness"] > 0
     assert client.get(f"{COLLECTIONS}/actors/faces/{face['id']}/image").content == picture
     detail = client.get(f"{COLLECTIONS}/actors/faces/{face['id']}").json()
-    assert httpx.get(detail["crop_url"]).content.startswith(b"\x89PNG")
+    assert httpx.get(client.base_url.join(detail["crop_url"])).content.startswith(b"\x89PNG")
     verified = client.post(f"{path}/verify", files={"file": picture}).json()
     assert verified["decision"] == "match" and verified["similarity"] > 0.99
     refused = client.post(f"{path}/faces", files={"files": data.package_image("mask_black.jpg")})

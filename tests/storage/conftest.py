@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -79,6 +80,12 @@ class StoredWorld:
     def gallery(self) -> Gallery:
         return self.services.gallery
 
+    @property
+    def first_key(self) -> int:
+        """Of the collections of this test."""
+        found = re.fullmatch(r"/test_(\d+)_\w+", urlsplit(self.dsn).path)
+        return int(found[1]) if found else 1
+
     async def collection(self, name: str = "people") -> str:
         """A new collection; its address."""
         response = await self.client.post("/api/v1/collections", json={"id": name})
@@ -100,6 +107,8 @@ class StoredWorld:
         return [face["id"] for face in response.json()["faces"]]
 
     async def rows(self, query: str, *args: object) -> list[asyncpg.Record]:
+        """`embeddings` and `templates` stand for the tables of the test's first collection."""
+        query = re.sub(r"\b(embeddings|templates)\b", rf"\1_m1_c{self.first_key}", query)
         connection = await asyncpg.connect(self.dsn)
         try:
             found: list[asyncpg.Record] = await connection.fetch(query, *args)
@@ -109,10 +118,9 @@ class StoredWorld:
 
     async def object_keys(self) -> set[str]:
         """Of this test's collections."""
-        first = int(urlsplit(self.dsn).path.removeprefix("/test_").partition("_")[0])
         return {
             info.key
-            for number in range(first, first + COLLECTIONS_A_TEST)
+            for number in range(self.first_key, self.first_key + COLLECTIONS_A_TEST)
             async for info in self.gallery.objects.list(f"collections/{number}/")
         }
 

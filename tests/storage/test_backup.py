@@ -35,7 +35,7 @@ PROBES = [[1.0, 0.2, 0.0, 0.1], [0.0, 1.0, 0.3, 0.0], [0.1, 0.0, 0.2, 1.0]]
 @pytest.fixture
 async def empty_dsn(template_dsn: str) -> AsyncIterator[str]:
     """Another database, migrated and empty."""
-    name = f"test_{uuid.uuid4().hex}"
+    name = f"other_{uuid.uuid4().hex}"
     await execute(template_dsn, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
     yield with_database(template_dsn, name)
     await execute(template_dsn, f"DROP DATABASE {name} WITH (FORCE)")
@@ -71,7 +71,7 @@ async def answers(world: StoredWorld) -> list[object]:
             assert response.status_code == 200, response.text
             seen.append(response.json())
         for probe in PROBES:
-            response = await world.client.post(f"{address}/search", json={"embedding": probe})
+            response = await world.client.post(f"{address}/search", json={"model": "fake-model", "embedding": probe})
             assert response.status_code == 200, response.text
             seen.append(response.json())
     for row in await world.rows("SELECT object_key AS key FROM images UNION ALL SELECT crop_key FROM faces ORDER BY 1"):

@@ -32,9 +32,9 @@ async def test_a_collection_of_another_model_is_never_searched_or_added_to(store
     person = await stored.person(collection)
     await stored.rows("UPDATE embedding_models SET name = 'older-model'")
     for path, body in (
-        ("search", {"embedding": V[0]}),
-        ("identify", {"embedding": V[0]}),
-        (f"persons/{person}/verify", {"embedding": V[0]}),
+        ("search", {"model": "fake-model", "embedding": V[0]}),
+        ("identify", {"model": "fake-model", "embedding": V[0]}),
+        (f"persons/{person}/verify", {"model": "fake-model", "embedding": V[0]}),
         (f"persons/{person}/faces", {"embeddings": [V[0]], "model": "fake-model"}),
     ):
         response = await stored.client.post(f"{collection}/{path}", json=body)
@@ -47,6 +47,43 @@ async def test_a_collection_of_another_model_is_never_searched_or_added_to(store
 async def test_bad_collection_ids_are_refused(stored: StoredWorld, identifier: str) -> None:
     response = await stored.client.post("/api/v1/collections", json={"id": identifier})
     assert response.status_code == 422, response.text
+
+
+async def test_ids_that_cannot_be_are_not_there(stored: StoredWorld) -> None:
+    for identifier in ("%00", "a%00b", "x" * 4000, "%ED%A0%80", "A", "..%2f..", "%F0%9F%98%80"):
+        for path in ("", "/persons", "/faces"):
+            response = await stored.client.get(f"/api/v1/collections/{identifier}{path}")
+            assert response.status_code == 404, (identifier, path, response.text)
+            assert len(response.content) < 1000
+        response = await stored.client.post(
+            f"/api/v1/collections/{identifier}/search", json={"model": "fake-model", "embedding": V[0]}
+        )
+        assert response.status_code == 404, response.text
+
+
+async def test_collections_that_exist_use_up_no_numbers(stored: StoredWorld) -> None:
+    await stored.collection()
+    before = (await stored.rows("SELECT last_value FROM embedding_models_key_seq"))[0]["last_value"]
+    for _ in range(3):
+        assert (await stored.client.post("/api/v1/collections", json={"id": "people"})).status_code == 409
+    assert (await stored.rows("SELECT last_value FROM embedding_models_key_seq"))[0]["last_value"] == before
+
+
+async def test_large_bodies_of_small_endpoints_are_refused(stored: StoredWorld) -> None:
+    collection = await stored.collection()
+    big = await stored.client.post(f"{collection}/persons", json={f"key{index}": 1 for index in range(40_000)})
+    assert big.status_code == 413
+    many = await stored.client.post(f"{collection}/search", json={f"key{index}": 1 for index in range(200_000)})
+    assert many.status_code == 422 and len(many.content) < 3000
+    strings = await stored.client.post(f"{collection}/search", json={"model": "fake-model", "embedding": ["x"] * 8000})
+    assert strings.status_code == 422 and len(strings.content) < 3000
+
+
+async def test_without_a_schema_it_is_a_503_that_says_so(stored: StoredWorld) -> None:
+    await stored.rows("DROP TABLE idempotency_keys, object_deletions, faces, images, persons, collections CASCADE")
+    response = await stored.client.get("/api/v1/collections")
+    assert response.status_code == 503 and "db upgrade" in response.json()["detail"]
+    assert (await stored.client.get("/api/v1/ready")).json()["database"] == "unavailable"
 
 
 async def test_what_is_not_there_is_404(stored: StoredWorld) -> None:
@@ -116,7 +153,7 @@ async def test_persons_are_made_read_changed_and_found(stored: StoredWorld) -> N
 async def test_what_could_not_be_kept_or_listed_is_refused_before_it_is_stored(stored: StoredWorld, body: bytes) -> None:
     collection = await stored.collection()
     response = await stored.client.post(f"{collection}/persons", content=body, headers={"content-type": "application/json"})
-    assert response.status_code in (400, 422), response.text
+    assert response.status_code in (400, 413, 422), response.text
     assert len(response.content) < 4000
     assert (await stored.client.get(f"{collection}/persons")).json()["items"] == []
 
@@ -270,7 +307,7 @@ async def test_without_a_database_everything_that_needs_it_is_503_and_the_rest_w
         response = await world.client.request(method, path)
         assert response.status_code == 503 and response.json()["code"] == "database_unavailable", response.text
         assert response.headers["retry-after"] and "secret" not in response.text
-    response = await world.client.post("/api/v1/collections/x/search", json={"embedding": V[0]})
+    response = await world.client.post("/api/v1/collections/x/search", json={"model": "fake-model", "embedding": V[0]})
     assert response.status_code == 503
     assert (await world.client.get("/api/v1/health")).status_code == 200
     assert (await world.client.post("/api/v1/face/extract-embedding", files={"file": image()})).status_code == 200

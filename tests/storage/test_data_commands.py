@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from serve_app.cli import main
 from serve_app.cli_data import _target
 from serve_app.errors import ConfigurationError
 from serve_app.keys import load_or_create_api_key
+from tests.storage.conftest import execute
 
 Kinlens = Callable[..., int]
 MODEL = "sface_2021dec"
@@ -69,10 +73,9 @@ def test_vectors_are_imported_checked_backed_up_and_restored(
 def test_what_is_wrong_is_exit_code_1(
     kinlens: Kinlens, vectors: Path, capsys: pytest.CaptureFixture[str], database_dsn: str
 ) -> None:
-    from tests.storage.conftest import execute
-
     assert kinlens("import", str(vectors), "--collection", "people", "--model", MODEL, "--create") == 0
-    asyncio.run(execute(database_dsn, "DELETE FROM embeddings_m1"))
+    key = urlsplit(database_dsn).path.removeprefix("/test_").partition("_")[0]
+    asyncio.run(execute(database_dsn, f"DELETE FROM embeddings_m1_c{key}"))
     asyncio.run(
         execute(
             database_dsn,
@@ -88,9 +91,6 @@ def test_what_is_wrong_is_exit_code_1(
 def test_gc_deletes_only_when_told_and_not_most_of_everything(
     kinlens: Kinlens, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    import os
-    import time
-
     orphan = tmp_path / "data" / "objects" / "collections" / "1" / "originals" / "aa" / "0123"
     orphan.parent.mkdir(parents=True)
     orphan.write_bytes(b"x")

@@ -8,6 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from serve_app.errors import ObjectStoreUnavailable
 from serve_app.storage.objects_outbox import BACKUP_LOCK
 from tests.api.conftest import image
 from tests.storage.conftest import MakeStoredWorld, StoredWorld
@@ -17,12 +18,12 @@ from tests.storage.test_search_api import X, Y, Z
 
 
 async def found_names(world: StoredWorld, collection: str, probe: list[float]) -> set[str]:
-    response = await world.client.post(f"{collection}/search", json={"embedding": probe, "top_k": 100})
+    response = await world.client.post(f"{collection}/search", json={"model": "fake-model", "embedding": probe, "top_k": 100})
     return {one["person"]["name"] for one in response.json()["results"][0]["candidates"]}
 
 
 async def table_counts(world: StoredWorld) -> dict[str, int]:
-    tables = ("persons", "faces", "images", "embeddings_m1", "templates_m1", "object_deletions")
+    tables = ("persons", "faces", "images", "embeddings", "templates", "object_deletions")
     return {table: (await world.rows(f"SELECT count(*) AS n FROM {table}"))[0]["n"] for table in tables}
 
 
@@ -44,7 +45,7 @@ async def test_erasing_a_person_leaves_nothing_of_it(stored: StoredWorld) -> Non
         assert await found_names(stored, collection, probe) == {"Bob"}
     assert (await stored.client.get(f"{collection}/persons/{anna}")).status_code == 404
     counts = await table_counts(stored)
-    assert counts == {"persons": 1, "faces": 1, "images": 1, "embeddings_m1": 1, "templates_m1": 1, "object_deletions": 0}
+    assert counts == {"persons": 1, "faces": 1, "images": 1, "embeddings": 1, "templates": 1, "object_deletions": 0}
 
 
 async def test_a_picture_that_others_come_from_stays(stored: StoredWorld) -> None:
@@ -75,7 +76,7 @@ async def test_erasing_a_collection_leaves_the_others(stored: StoredWorld) -> No
     assert (await stored.client.get(first)).status_code == 404
     assert await found_names(stored, second, X) == {second}
     assert len(await stored.object_keys()) == 2
-    assert len(await stored.rows("SELECT 1 FROM pg_class WHERE relname LIKE 'embeddings_m1_c%' AND relkind = 'r'")) == 1
+    assert len(await stored.rows("SELECT 1 FROM pg_class WHERE relname LIKE 'embed%\\_m1\\_c%' AND relkind = 'r'")) == 1
     # The id is free again, and nothing of the old one comes back.
     again = await stored.collection("first")
     assert await found_names(stored, again, X) == set()
@@ -125,7 +126,7 @@ async def test_enrol_delete_move_and_search_of_one_person_at_once_stay_consisten
             if added.status_code != 201:
                 continue
             face = added.json()["faces"][0]["id"]
-            search = await stored.client.post(f"{collection}/search", json={"embedding": X})
+            search = await stored.client.post(f"{collection}/search", json={"model": "fake-model", "embedding": X})
             statuses.append(search.status_code)
             if turn % 3 == 0:
                 moved = await stored.client.post(f"{collection}/faces/{face}/move", json={"person_id": people[turn % 2]})
@@ -137,12 +138,12 @@ async def test_enrol_delete_move_and_search_of_one_person_at_once_stay_consisten
     assert set(statuses) <= {200, 201}, statuses
     await stored.gallery.housekeeping.once()
     mismatched = await stored.rows(
-        "SELECT f.id FROM faces f FULL JOIN embeddings_m1 e ON e.face_id = f.id"
+        "SELECT f.id FROM faces f FULL JOIN embeddings e ON e.face_id = f.id"
         " WHERE f.id IS NULL OR e.face_id IS NULL OR f.person_id IS DISTINCT FROM e.person_id"
     )
     assert mismatched == []
     counts = await stored.rows(
-        "SELECT (SELECT count(*) FROM faces) AS faces, (SELECT sum(face_count) FROM templates_m1) AS templated"
+        "SELECT (SELECT count(*) FROM faces) AS faces, (SELECT sum(face_count) FROM templates) AS templated"
     )
     assert counts[0]["faces"] == counts[0]["templated"] == 24
     named = {row["key"] for row in await stored.rows("SELECT object_key AS key FROM images UNION SELECT crop_key FROM faces")}
@@ -169,7 +170,7 @@ async def test_deleting_a_person_while_it_is_enrolled_ends_one_way(stored: Store
         assert removed == 200 and added.status_code in (201, 404), added.text
     await stored.gallery.housekeeping.once()
     assert await stored.object_keys() == set()
-    assert (await table_counts(stored))["faces"] == 0 and (await table_counts(stored))["templates_m1"] == 0
+    assert (await table_counts(stored))["faces"] == 0 and (await table_counts(stored))["templates"] == 0
 
 
 async def test_no_object_is_deleted_while_a_backup_runs(stored: StoredWorld) -> None:
@@ -183,3 +184,56 @@ async def test_no_object_is_deleted_while_a_backup_runs(stored: StoredWorld) -> 
     await connection.close()
     await stored.gallery.housekeeping.once()
     assert await stored.object_keys() == set()
+
+
+async def test_searches_during_the_deletion_of_their_collection_end_in_200_or_404(stored: StoredWorld) -> None:
+    statuses: set[int] = set()
+    stop = asyncio.Event()
+
+    async def search() -> None:
+        while not stop.is_set():
+            body = {"model": "fake-model", "embedding": X}
+            statuses.add((await stored.client.post("/api/v1/collections/people/search", json=body)).status_code)
+
+    tasks = [asyncio.create_task(search()) for _ in range(4)]
+    for _ in range(8):
+        collection = await stored.collection()
+        await stored.enrol_vector(collection, await stored.person(collection), X)
+        assert (await stored.client.delete(collection)).status_code == 200
+    stop.set()
+    await asyncio.gather(*tasks)
+    assert statuses <= {200, 404}, statuses
+
+
+async def test_what_a_broken_off_enrolment_left_goes_with_the_collection(stored: StoredWorld) -> None:
+    collection = await stored.collection()
+    await stored.gallery.objects.put(f"collections/{stored.first_key}/originals/aa/{'a' * 32}", b"orphan", "image/jpeg")
+    await stored.client.delete(collection)
+    assert await stored.object_keys() == set()
+
+
+async def test_one_object_that_cannot_be_deleted_does_not_stop_the_others(
+    stored: StoredWorld, make_stored: MakeStoredWorld
+) -> None:
+    class Stubborn(FailingStore):
+        victim = ""
+
+        async def delete(self, key: str) -> None:
+            if key == self.victim:
+                raise ObjectStoreUnavailable("locked", retry_after_s=1)
+            await self._inner.delete(key)
+
+    store: Any = Stubborn(stored.gallery.objects)
+    world = make_stored(objects=store)
+    collection = await world.collection()
+    for identity in range(3):
+        await enrol(world, collection, await world.person(collection), image(identity=identity))
+    store.victim = sorted(await world.object_keys())[0]
+    store.fail_delete = True
+    await world.client.delete(collection)
+    await world.gallery.housekeeping.once()
+    assert await world.object_keys() == {store.victim}
+    store.victim = ""
+    await world.rows("UPDATE object_deletions SET not_before = now()")
+    await world.gallery.housekeeping.once()
+    assert await world.object_keys() == set()

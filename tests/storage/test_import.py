@@ -200,7 +200,7 @@ async def put(
     database: Database, people: Collection, path: Path, present: Callable[[str], None] = lambda _: None
 ) -> LoadedVectors:
     return await load_vectors(
-        database, people, read_vectors(path, DIM, external_id), 0.3, lambda _: None, present, chunk_faces=50
+        database, people, read_vectors(path, DIM, external_id), lambda _: None, present, chunk_faces=50
     )
 
 

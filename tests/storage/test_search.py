@@ -52,7 +52,7 @@ async def enrol(
     person = await persons.create(tx, collection, new_id(), PersonChange("", metadata))
     new = [NewFace(new_id(), embedding, DAY + timedelta(days=day)) for embedding in embeddings]
     await faces.insert(tx, collection, person.id, new)
-    await vectors.refresh_templates(tx, collection, person.id, 0.3)
+    await vectors.refresh_templates(tx, collection, person.id)
     return person.id
 
 
@@ -206,7 +206,6 @@ async def large(database: Database, collection: Collection, monkeypatch: pytest.
             [BulkPerson(new_id(), None, f"p{index}", {"tens": index % 10}) for index in range(4_200)],
             np.repeat(np.arange(4_200), 2),
             embeddings,
-            split_below=0.3,
         )
         assert await maintenance.choose_search_mode(connection, collection) == "templates"
         return await collections.get(connection, "people"), centers

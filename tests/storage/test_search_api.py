@@ -32,6 +32,8 @@ async def gallery(world: StoredWorld) -> tuple[str, dict[str, str]]:
 
 
 async def post(world: StoredWorld, path: str, **body: object) -> dict[str, Any]:
+    if "embedding" in body:
+        body = {"model": "fake-model", **body}
     response = await world.client.post(path, json=body)
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
@@ -143,8 +145,8 @@ async def test_verify_compares_with_the_best_face_of_the_person(stored: StoredWo
     assert by_picture.json()["decision"] == "match" and by_picture.json()["face"]["bbox"]
     empty = await stored.person(collection)
     found = await post(stored, f"{collection}/persons/{empty}/verify", embedding=X)
-    assert found["decision"] is None and found["similarity"] is None
-    missing = await stored.client.post(f"{collection}/persons/{uuid4()}/verify", json={"embedding": X})
+    assert found["decision"] == "unknown" and found["similarity"] is None
+    missing = await stored.client.post(f"{collection}/persons/{uuid4()}/verify", json={"model": "fake-model", "embedding": X})
     assert missing.status_code == 404
 
 
@@ -154,6 +156,12 @@ async def test_verify_compares_with_the_best_face_of_the_person(stored: StoredWo
         ({"embedding": [1.0, 0.0]}, 422, "invalid_embedding"),
         ({"embedding": [0.0] * 4}, 422, "invalid_embedding"),
         ({"embedding": [1e999, 0, 0, 0]}, 422, None),
+        ({"embedding": X, "model": None}, 422, "invalid_request"),
+        ({"embedding": X, "top_k": 100, "max_faces": 11}, 422, "invalid_request"),
+        ({"embedding": X, "filter": {"taken_from": 20240101}}, 422, "invalid_request"),
+        ({"embedding": X, "filter": {"taken_from": "20240101"}}, 422, "invalid_request"),
+        ({"embedding": X, "filter": {"taken_from": "0001-01-01T00:00:00+14:00"}}, 422, "invalid_request"),
+        ({"embedding": X, "filter": {"taken_to": "9999-12-31T23:59:59-14:00"}}, 422, "invalid_request"),
         ({"embedding": X, "model": "other"}, 409, "embedding_model_mismatch"),
         ({"embedding": X, "image": "AAAA"}, 422, "invalid_request"),
         ({}, 422, "invalid_request"),
@@ -168,6 +176,8 @@ async def test_verify_compares_with_the_best_face_of_the_person(stored: StoredWo
 async def test_bad_searches_are_refused(stored: StoredWorld, body: dict[str, object], status: int, code: str | None) -> None:
     collection = await stored.collection()
     response = await stored.client.post(
-        f"{collection}/search", content=json.dumps(body), headers={"content-type": "application/json"}
+        f"{collection}/search",
+        content=json.dumps({"model": "fake-model", **body}),
+        headers={"content-type": "application/json"},
     )
     assert response.status_code in (status, 400) and (code is None or response.json()["code"] == code), response.text

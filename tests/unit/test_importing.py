@@ -205,6 +205,14 @@ async def test_refused_items_are_told_with_their_reason(people: FolderSource, cl
     assert not told.pauses_s
 
 
+async def test_warnings_of_enrolled_faces_are_told(people: FolderSource, clock: list[float]) -> None:
+    warned = {"warnings": [{"code": "resembles_another", "detail": "Like p1."}, {"code": "low_quality_face", "detail": ""}]}
+    told = await run(people, lambda _, ids: enrolled(ids, p2=warned, p3={"warnings": []}), clock)
+    assert told.summary is not None and told.summary.complete
+    assert told.summary.reasons == {("enrolled", "resembles_another"): 1}
+    assert next(one for one in told.outcomes if one.external_id == "p2").detail == "Like p1."
+
+
 async def test_a_batch_the_server_does_not_take_is_halved(people: FolderSource, clock: list[float]) -> None:
     def answer(_: int, ids: list[str]) -> httpx.Response:
         if len(ids) > 2:
@@ -222,6 +230,7 @@ async def test_a_batch_the_server_does_not_take_is_halved(people: FolderSource, 
         (problem(401, "unauthorized"), "API key"),
         (problem(403, "access_error"), "API key"),
         (problem(404, "not_found"), "--create"),
+        (problem(409, "embedding_model_mismatch"), "embedding_model_mismatch"),
         (
             enrolled(
                 ["p0", "p1", "p2", "p3"],

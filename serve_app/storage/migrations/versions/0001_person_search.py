@@ -11,7 +11,7 @@ _STATEMENTS = (
     "CREATE EXTENSION IF NOT EXISTS vector",
     """
     CREATE TABLE embedding_models (
-        key smallint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        key integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         name text NOT NULL UNIQUE,
         dim smallint NOT NULL CHECK (dim BETWEEN 1 AND 4000)
     )
@@ -24,7 +24,7 @@ _STATEMENTS = (
         id text NOT NULL UNIQUE,
         name text NOT NULL,
         metadata jsonb NOT NULL,
-        model_key smallint NOT NULL REFERENCES embedding_models (key),
+        model_key integer NOT NULL REFERENCES embedding_models (key),
         preprocessing text NOT NULL,
         search_mode text NOT NULL DEFAULT 'exact' CHECK (search_mode IN ('exact', 'templates')),
         created_at timestamptz NOT NULL DEFAULT now(),
@@ -101,9 +101,10 @@ _STATEMENTS = (
     """
     CREATE TABLE object_deletions (
         object_key text PRIMARY KEY,
-        created_at timestamptz NOT NULL DEFAULT now()
+        not_before timestamptz NOT NULL DEFAULT now()
     )
     """,
+    "CREATE INDEX object_deletions_by_time ON object_deletions (not_before)",
 )
 
 
