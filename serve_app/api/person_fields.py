@@ -266,9 +266,7 @@ class BatchItemFields(BatchPersonFields):
         return self
 
 
-_BatchPersons = Annotated[
-    list[BatchPersonFields], BeforeValidator(bounded_list(MAX_BATCH_ITEMS)), BeforeValidator(json_text)
-]
+_BatchPersons = Annotated[list[BatchPersonFields], BeforeValidator(bounded_list(MAX_BATCH_ITEMS)), BeforeValidator(json_text)]
 
 
 class EnrolBatchFields(RequestModel):

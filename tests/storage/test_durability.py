@@ -69,7 +69,9 @@ class Writers:
 
     async def check(self) -> None:
         """Every acknowledged face is there and searchable, and every row has its objects."""
-        rows = await self.world.rows("SELECT f.id, f.crop_key, i.object_key FROM faces f LEFT JOIN images i ON i.id = f.image_id")
+        rows = await self.world.rows(
+            "SELECT f.id, f.crop_key, i.object_key FROM faces f LEFT JOIN images i ON i.id = f.image_id"
+        )
         assert set(self.acknowledged) <= {str(row["id"]) for row in rows}
         embedded = {str(row["face_id"]) for row in await self.world.rows("SELECT face_id FROM embeddings")}
         assert {str(row["id"]) for row in rows} == embedded

@@ -199,9 +199,7 @@ def external_id(name: str) -> str:
 async def put(
     database: Database, people: Collection, path: Path, present: Callable[[str], None] = lambda _: None
 ) -> LoadedVectors:
-    return await load_vectors(
-        database, people, read_vectors(path, DIM, external_id), lambda _: None, present, chunk_faces=50
-    )
+    return await load_vectors(database, people, read_vectors(path, DIM, external_id), lambda _: None, present, chunk_faces=50)
 
 
 async def test_vectors_become_persons_that_are_found(
