@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 from config.settings import Settings
 from serve_app.errors import ConfigurationError
 from serve_app.gallery import database_dsn
 from serve_app.local import EmbeddedPostgres
 from serve_app.storage import schema
-from serve_app.storage.database import Dsn
+from serve_app.storage.database import Database, Dsn
 from serve_app.storage.objects import ObjectStore
 from serve_app.storage.stores import open_object_store
 
 logger = logging.getLogger("ray.serve")
+
+_COMMAND_CONNECTIONS = 4
 
 
 @contextmanager
@@ -35,6 +37,16 @@ def running_database(settings: Settings, *, supervised: bool = False) -> Iterato
             postgres.supervise()
         schema.upgrade(dsn())
         yield dsn
+
+
+@asynccontextmanager
+async def open_database(dsn: Dsn) -> AsyncIterator[Database]:
+    """A pool for a command."""
+    database = Database(dsn, _COMMAND_CONNECTIONS)
+    try:
+        yield database
+    finally:
+        await database.close()
 
 
 def prepare_objects(settings: Settings) -> None:

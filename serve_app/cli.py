@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from config.settings import Settings
-from serve_app import cli_data
+from serve_app import cli_data, cli_import
 from serve_app.backends import prepare_objects, running_database
 from serve_app.cli_common import console, problems
 from serve_app.cli_common import read_settings as _settings
@@ -37,6 +37,7 @@ models_app = typer.Typer(help="Model packs.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(cli_data.app)
+app.add_typer(cli_import.app)
 
 _READY_TIMEOUT_S = 60
 

@@ -15,7 +15,7 @@ import pytest
 
 from config.settings import Settings
 from serve_app.cli import main
-from serve_app.cli_data import _target
+from serve_app.cli_import import _target
 from serve_app.errors import ConfigurationError
 from serve_app.keys import load_or_create_api_key
 from tests.storage.conftest import execute

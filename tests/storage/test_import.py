@@ -325,7 +325,7 @@ def test_bytes_numbers_and_spaces_name_persons(tmp_path: Path) -> None:
 
 
 def test_the_report_is_a_csv_with_a_line_a_file(tmp_path: Path) -> None:
-    from serve_app.cli_data import _report
+    from serve_app.cli_import import _report
 
     with _report(tmp_path / "r.csv") as record:
         record(Outcome('a, "b".jpg', "p", "refused", "", "no_face_detected", "Nobody."))
