@@ -126,10 +126,7 @@ def exhaustive(probes: FloatArray, gallery: Gallery, top_k: int, eligible: list[
         for mask, parts in zip(eligible, found, strict=True):
             masked = block if mask.all() else np.where(mask, block, np.float32(-2))
             parts.append(_best_persons(masked, gallery, min(top_k, gallery.persons)))
-    return [
-        Truth(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-        for parts in found
-    ]
+    return [Truth(*(np.concatenate(column) for column in zip(*parts, strict=True))) for parts in found]
 
 
 def _best_persons(

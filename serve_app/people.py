@@ -26,7 +26,8 @@ class EmbeddingContract:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """`key` and `model_key` name the tables; `id` is what clients say. `search_mode`: see storage/search.py."""
+    """`key` and `model_key` name the tables; `id` is what clients say. `search_mode` and
+    `ef_search`: see storage/search.py."""
 
     key: int
     id: str
@@ -35,6 +36,7 @@ class Collection:
     model_key: int
     contract: EmbeddingContract
     search_mode: str
+    ef_search: int
     created_at: datetime
     updated_at: datetime
 

@@ -14,7 +14,7 @@ from serve_app.storage.database import Connection, Row
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 _COLUMNS = """
-    SELECT c.key, c.id, c.name, c.metadata, c.model_key, m.name AS model, m.dim, c.preprocessing, c.search_mode,
+    SELECT c.key, c.id, c.name, c.metadata, c.model_key, m.name AS model, m.dim, c.preprocessing, c.search_mode, c.ef_search,
            c.created_at, c.updated_at
     FROM collections c JOIN embedding_models m ON m.key = c.model_key
 """
@@ -99,8 +99,10 @@ async def update(tx: Connection, collection_id: str, name: str | None, metadata:
     return await get(tx, collection_id)
 
 
-async def set_search_mode(connection: Connection, collection: Collection, mode: str) -> None:
-    await connection.execute("UPDATE collections SET search_mode = $2 WHERE key = $1", collection.key, mode)
+async def set_search_mode(connection: Connection, collection: Collection, mode: str, ef_search: int) -> None:
+    await connection.execute(
+        "UPDATE collections SET search_mode = $2, ef_search = $3 WHERE key = $1", collection.key, mode, ef_search
+    )
 
 
 async def size(connection: Connection, collection: Collection) -> CollectionSize:
@@ -164,6 +166,7 @@ def _collection(row: Row) -> Collection:
         row["model_key"],
         EmbeddingContract(row["model"], row["dim"], row["preprocessing"]),
         row["search_mode"],
+        row["ef_search"],
         row["created_at"],
         row["updated_at"],
     )

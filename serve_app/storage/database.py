@@ -30,8 +30,6 @@ SESSION_SETTINGS = {
     "application_name": "kinlens",
     "jit": "off",
     "synchronous_commit": "on",
-    # Candidates looked at in an HNSW index. On 1M faces of 200k persons: docs/performance.md.
-    "hnsw.ef_search": "100",
     # A filtered search goes on until it has what it was asked for.
     "hnsw.iterative_scan": "relaxed_order",
     "hnsw.max_scan_tuples": "200000",

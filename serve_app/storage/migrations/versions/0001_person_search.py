@@ -17,7 +17,7 @@ _STATEMENTS = (
     )
     """,
     # `preprocessing` is the other half of the embedding contract: how a picture becomes the crop that is embedded.
-    # `search_mode`: see storage/search.py.
+    # `search_mode`, `ef_search`: see storage/search.py.
     """
     CREATE TABLE collections (
         key integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -27,6 +27,7 @@ _STATEMENTS = (
         model_key integer NOT NULL REFERENCES embedding_models (key),
         preprocessing text NOT NULL,
         search_mode text NOT NULL DEFAULT 'exact' CHECK (search_mode IN ('exact', 'templates')),
+        ef_search smallint NOT NULL DEFAULT 100,
         created_at timestamptz NOT NULL DEFAULT now(),
         updated_at timestamptz NOT NULL DEFAULT now()
     )
