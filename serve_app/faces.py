@@ -214,10 +214,16 @@ def mean_templates(embeddings: FloatArray, starts: npt.NDArray[np.int64]) -> tup
     `embeddings`: (N, D), person by person, each of which begins at its place of `starts` (P,). Returns the (P, D) mean
     directions, and for each person whether one template is enough.
     """
-    means = l2_normalize(np.add.reduceat(embeddings, starts, axis=0))
     counts = np.diff(np.append(starts, len(embeddings)))
-    similarities = np.einsum("nd,nd->n", embeddings, np.repeat(means, counts, axis=0))
-    return means, np.minimum.reduceat(similarities, starts) >= TEMPLATE_COSINE
+    means = np.empty((len(starts), embeddings.shape[1]), dtype=np.float32)
+    enough = np.empty(len(starts), dtype=np.bool_)
+    # All who have as many faces at once: ten times as fast as reduceat over rows.
+    for count in np.unique(counts):
+        chosen = np.flatnonzero(counts == count)
+        theirs = embeddings[starts[chosen, None] + np.arange(count)]
+        means[chosen] = l2_normalize(theirs.sum(axis=1))
+        enough[chosen] = np.einsum("pnd,pd->pn", theirs, means[chosen]).min(axis=1) >= TEMPLATE_COSINE
+    return means, enough
 
 
 def _leaders(embeddings: FloatArray) -> tuple[FloatArray, list[int]]:
