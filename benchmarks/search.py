@@ -382,8 +382,9 @@ def main() -> None:
     }
     for faces in options.faces:
         results[f"{faces} faces"] = asyncio.run(measure(faces, options))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        # After each size: the largest takes half an hour.
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -65,6 +65,9 @@ async def create_tables(tx: Connection, collection: Collection) -> None:
             PRIMARY KEY (person_id, ordinal)
         ) WITH (fillfactor = 90)
         """,
+        # ANALYZE would copy embeddings into the statistics, where they outlive their erasure; the planner has no use for them.
+        f"ALTER TABLE {tables.embeddings} ALTER COLUMN embedding SET STATISTICS 0",
+        f"ALTER TABLE {tables.templates} ALTER COLUMN embedding SET STATISTICS 0",
     ):
         await tx.execute(statement)
 
