@@ -12,6 +12,7 @@ from rich.console import Console
 
 from config.settings import Settings
 from serve_app.errors import ConfigurationError, KinlensError
+from serve_app.storage.maintenance import MaintenanceFailed
 
 console = Console(highlight=False, soft_wrap=True)
 problems = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -42,5 +43,5 @@ def as_messages() -> Iterator[None]:
     """What a client of the service would be answered is a message and exit code 2 on the command line."""
     try:
         yield
-    except KinlensError as error:
-        raise ConfigurationError(error.detail) from error
+    except (KinlensError, MaintenanceFailed) as error:
+        raise ConfigurationError(str(error)) from error

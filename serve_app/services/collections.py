@@ -18,7 +18,7 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True)
 class NewCollection:
-    """`contract`: what the client expects; None for what is loaded."""
+    """`embedding_model`: what the client expects; None for what is loaded."""
 
     id: str
     name: str

@@ -78,7 +78,6 @@ class EnrolledFace:
 @dataclass(frozen=True, slots=True)
 class Enrolled:
     person_id: UUID
-    person_created: bool
     faces: list[EnrolledFace]
     refused: list[RefusedItem]
 
@@ -253,7 +252,7 @@ class Enrolment:
     ) -> Enrolled:
         collection = await collections.lock(tx, collection_id)
         check_contract(collection, self._contract)
-        person_id, created = await self._person(tx, collection, person)
+        person_id = await self._person(tx, collection, person)
         await persons.lock_one(tx, collection, person_id)
         # Once more under the lock: the same picture may have been enrolled while we looked at it.
         hashes = [one.sha256 for one in accepted if one.sha256 is not None]
@@ -269,7 +268,6 @@ class Enrolment:
         await vectors.refresh_templates(tx, collection, person_id)
         return Enrolled(
             person_id,
-            created,
             [EnrolledFace(one.index, face, one.warnings) for (one, _), face in zip(fresh, stored, strict=True)],
             everything_refused,
         )
@@ -280,9 +278,9 @@ class Enrolment:
         except ObjectStoreUnavailable:
             logger.warning("objects of a refused enrolment remain; `kinlens gc` finds them")
 
-    async def _person(self, tx: Connection, collection: Collection, person: PersonRef) -> tuple[UUID, bool]:
+    async def _person(self, tx: Connection, collection: Collection, person: PersonRef) -> UUID:
         if isinstance(person, UUID):
-            return person, False
+            return person
         change = PersonChange(person.name, person.metadata, person.external_id)
         return await persons.find_or_create(tx, collection, new_id(), change)
 

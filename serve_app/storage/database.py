@@ -177,7 +177,8 @@ async def _initialize(connection: asyncpg.Connection) -> None:
 
 
 async def _reset(_: asyncpg.Connection) -> None:
-    """Nothing: no code here changes a session's state, and the default costs a round trip a use."""
+    """Nothing: the only state of a session that is ever changed, hnsw.ef_search, is set by whoever searches by an index, and
+    asyncpg's default costs a round trip a use."""
 
 
 class translated:  # noqa: N801  used as a statement: `with translated():`

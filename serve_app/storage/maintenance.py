@@ -19,8 +19,8 @@ _MAINTENANCE_LOCK = 0x6B6C6D61696E74
 
 HNSW_M = 32
 HNSW_EF_CONSTRUCTION = 128
-"""Twice pgvector's own. Among 190,000 templates, vectors without structure, a graph of 16 misses a known person in 40 even
-when it looks at 1,000 candidates; one of 32 misses 1 in 1,000 (measured with faiss, which builds the same graph)."""
+"""Twice pgvector's own: of 188,000 templates without further structure, m 16 finds 0.856 of the known persons among 200
+candidates, m 32 0.982, and 0.997 among 600 (docs/performance.md, "Search")."""
 _EF_SEARCH = ((10_000, 100), (30_000, 200), (80_000, 400), (150_000, 700))
 _MAX_EF_SEARCH = 1_000
 """Templates up to which so many candidates are looked at: the more strangers, the more of them stand between."""

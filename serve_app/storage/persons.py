@@ -41,15 +41,15 @@ async def create(tx: Connection, collection: Collection, person_id: UUID, change
     return await get(tx, collection, person_id)
 
 
-async def find_or_create(tx: Connection, collection: Collection, person_id: UUID, change: PersonChange) -> tuple[UUID, bool]:
-    """The person with `change.external_id`, made as `person_id` if there is none; and whether it was made."""
-    found = await tx.fetchval(
+async def find_or_create(tx: Connection, collection: Collection, person_id: UUID, change: PersonChange) -> UUID:
+    """The person with `change.external_id`, made as `person_id` if there is none."""
+    found: UUID = await tx.fetchval(
         "INSERT INTO persons (id, collection_key, external_id, name, metadata) VALUES ($1, $2, $3, $4, $5)"
         # An update that changes nothing returns the row of whoever came first.
         " ON CONFLICT (collection_key, external_id) DO UPDATE SET external_id = excluded.external_id RETURNING id",
         person_id, collection.key, change.external_id, change.name or "", change.metadata or {},
     )  # fmt: skip
-    return found, found == person_id
+    return found
 
 
 async def get(connection: Connection, collection: Collection, person_id: UUID) -> Person:

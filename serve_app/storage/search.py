@@ -6,9 +6,8 @@ Two paths, by `collections.search_mode`:
 
 `templates`: the probe is compared with the persons' templates, through an HNSW index where there are enough of them, and the
 nearest candidates are ranked by their best face; `ef_search` of the index grows with the number of templates. A filter that
-selects few persons or faces is searched exactly among those;
-whatever still comes back with fewer persons than asked for is searched exactly again. So an answer is short only when there
-is nobody else.
+selects few persons or faces is searched exactly among those; whatever still comes back with fewer persons than asked for is
+searched exactly again. So an answer is short only when there is nobody else.
 
 Candidates are a multiple of what is asked for: a person's best face may be nearer than its template.
 """
@@ -74,7 +73,7 @@ async def exact(
 async def by_templates(
     connection: Connection, collection: Collection, probe: FloatArray, top_k: int, wanted: SearchFilter
 ) -> list[Candidate]:
-    # A round trip, 0.15 ms; connections belong to this pool, and nobody else searches by an index.
+    # A round trip, 0.15 ms. The session keeps it; whoever searches by an index sets it first.
     await connection.execute("SELECT set_config('hnsw.ef_search', $1, false)", str(collection.ef_search))
     sql, values = templates_sql(collection, probe, top_k, wanted)
     return [_candidate(row) for row in await connection.fetch(sql, *values)]

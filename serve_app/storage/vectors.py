@@ -22,8 +22,6 @@ from serve_app.storage.database import Connection
 SAME_TEMPLATE = 0.9995
 """A template that moved by less (cosine) keeps its row: an update in an HNSW index costs 10 ms and leaves a dead tuple,
 and every person with many faces has templates that hardly move."""
-
-
 _INLINE_FACES = 256
 """Faces of a person above which its templates are computed on a thread."""
 
@@ -144,14 +142,6 @@ async def refresh_templates(tx: Connection, collection: Collection, person_id: U
         len(wanted),
     )
     return affected(removed)
-
-
-async def embedding_of_face(connection: Connection, collection: Collection, face_id: UUID) -> FloatArray | None:
-    """(D,) float32, or None where there is no such face."""
-    found = await connection.fetchval(
-        f"SELECT embedding FROM {VectorTables.of(collection).embeddings} WHERE face_id = $1", face_id
-    )
-    return None if found is None else stack([found], collection.contract.dim)[0]
 
 
 def stack(vectors: Sequence[HalfVector], dim: int) -> FloatArray:
