@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from platformdirs import user_data_path
 from pydantic import Field, SecretStr, field_validator
@@ -53,6 +53,13 @@ class Settings(BaseSettings):
         Path("~/.insightface"), description="Where InsightFace packs lie: MODEL_ROOT/models/NAME or MODEL_ROOT/NAME."
     )
     model_download: bool = Field(True, description="Let insightface download a missing pack, where the network allows.")
+    attribute_models: Annotated[dict[Literal["age", "gender", "emotion", "race"], str], NoDecode] = Field(
+        {}, description="Other attribute models than the pack's: emotion=deepface_emotion,race=off. Empty: the pack's."
+    )
+    deepface_home: Path = Field(Path("~"), description="DeepFace's weights lie in DEEPFACE_HOME/.deepface/weights.")
+    deepface_engine: Literal["onnx", "tensorflow"] = Field(
+        "onnx", description="What runs DeepFace's models; each is an extra of its own."
+    )
     face_det_thresh: float | None = Field(
         None, gt=0, lt=1, description="Lowest detection_score reported. Empty: the pack's own."
     )
@@ -87,6 +94,19 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
 
+    @field_validator("attribute_models", mode="before")
+    @classmethod
+    def _split_models(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        if not all(equals and model.strip() for _, equals, model in pairs):
+            raise ValueError("write attribute=model, separated by commas")
+        names = [name.strip() for name, _, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError("an attribute is given twice")
+        return {name.strip(): model.strip() for name, _, model in pairs}
+
     @field_validator("cors_origins", mode="before")
     @classmethod
     def _split_origins(cls, value: object) -> object:
@@ -102,7 +122,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin!r} is not an origin like https://photos.example.org")
         return value
 
-    @field_validator("data_dir", "model_root")
+    @field_validator("data_dir", "deepface_home", "model_root")
     @classmethod
     def _expand(cls, value: Path) -> Path:
         # Absolute, because replicas do not share the working directory of the process that started them.

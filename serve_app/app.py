@@ -6,10 +6,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray.serve import Application, Deployment
 
 from config.settings import SECRET_SETTINGS, Settings
+from deployments.analysis import Analysis
 from deployments.detection import Detection
 from deployments.embedding import Embedding
+from deployments.models.attribute_packs import AnalysisLocation, ResolvedAnalysis, resolve_analysis
+from deployments.models.deepface_models import DeepFaceEngine
 from deployments.models.packs import Pack, PackLocation, pack_names, resolve
 from deployments.models.session import Device
+from serve_app.attributes import Attribute
 from serve_app.faces import OperatingPoint
 from serve_app.images import ImageLimits
 from serve_app.ingress import Ingress
@@ -23,6 +27,7 @@ class AppArgs(BaseModel):
 
     model_pack: str | None = Field(None, description="Overrides MODEL_PACK.")
     device: Device = Field(Device.CPU, description="cpu or cuda; without the device the start fails.")
+    attribute_models: dict[Attribute, str] | None = Field(None, description="Overrides ATTRIBUTE_MODELS.")
     max_in_flight: int = Field(
         40, ge=1, le=10_000, description="Requests that need a model, an ingress replica; one more is a 503 at once."
     )
@@ -33,12 +38,16 @@ def build_app(args: AppArgs) -> Application:
     """The application for `args` and the environment. Raises ConfigurationError before anything is deployed."""
     settings = Settings()
     location = pack_location(settings, args)
-    model = model_info(resolve(location), settings, args.device)
+    where = analysis_location(settings, args)
+    attributes = resolve_analysis(where)
+    model = model_info(resolve(location), attributes, settings, args.device)
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     detection = _bind(Detection, location, limits, settings.face_det_thresh, args.intra_op_threads)
     embedding = _bind(Embedding, location, args.intra_op_threads)
+    names = tuple(found.name for found in attributes.models)
+    analysis = _bind(Analysis, where, names, args.intra_op_threads)
     public = settings.model_copy(update=dict.fromkeys(SECRET_SETTINGS))
-    return _bind(Ingress, public, model, args.max_in_flight, detection, embedding)
+    return _bind(Ingress, public, model, args.max_in_flight, detection, embedding, analysis)
 
 
 def _bind(deployment: object, *args: object) -> Application:
@@ -64,7 +73,17 @@ def pack_location(settings: Settings, args: AppArgs) -> PackLocation:
     )
 
 
-def model_info(pack: Pack, settings: Settings, device: Device) -> ModelInfo:
+def analysis_location(settings: Settings, args: AppArgs) -> AnalysisLocation:
+    overrides = settings.attribute_models if args.attribute_models is None else args.attribute_models
+    return AnalysisLocation(
+        pack=pack_location(settings, args),
+        deepface_home=settings.deepface_home,
+        deepface_engine=DeepFaceEngine(settings.deepface_engine),
+        overrides={Attribute(name): model for name, model in overrides.items()},
+    )
+
+
+def model_info(pack: Pack, attributes: ResolvedAnalysis, settings: Settings, device: Device) -> ModelInfo:
     spec = pack.spec
     return ModelInfo(
         pack=pack.name,
@@ -82,6 +101,8 @@ def model_info(pack: Pack, settings: Settings, device: Device) -> ModelInfo:
         point=_operating_point(pack, settings),
         lfw_accuracy=pack.lfw_accuracy,
         available_packs=tuple(pack_names()),
+        attribute_models=attributes.described(),
+        missing_attributes={attribute: lost.reason for attribute, lost in attributes.missing.items()},
     )
 
 

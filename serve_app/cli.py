@@ -76,6 +76,7 @@ def up(
         pack = args.get("model_pack") or settings.model_pack
         with _step(f"model pack {pack}: find, verify, prepare"):
             licence = _prepare_models(settings, args)
+        _report_attributes(settings, args)
         with _step("database: start, bring to the newest schema"):
             backends.enter_context(running_database(settings, supervised=True))
         with _step("object store: prepare"):
@@ -168,6 +169,19 @@ def _prepare_models(settings: Settings, args: dict[str, object]) -> str:
     from deployments.models.packs import resolve
 
     return resolve(_pack_location(settings, args)).spec.licence
+
+
+def _report_attributes(settings: Settings, args: dict[str, object]) -> None:
+    """Which model answers each attribute, and how to get one for those that nobody answers."""
+    from deployments.models.attribute_packs import resolve_analysis
+    from serve_app.app import AppArgs, analysis_location
+
+    found = resolve_analysis(analysis_location(settings, AppArgs.model_validate(args)))
+    for attribute, model in found.described().items():
+        console.print(f"    {attribute}: {model.name} ({model.licence})")
+    for attribute, lost in found.missing.items():
+        console.print(f"    {attribute}: [yellow]unavailable[/].", end=" ")
+        console.print(f"{lost.reason} {lost.remedy}", markup=False)
 
 
 def _stop_on_signals() -> threading.Event:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -34,6 +34,31 @@ ALL_FACES = -1
 """`DetectionOptions.crops` for "a crop of every face"."""
 
 
+class Frame(StrEnum):
+    """How a face lies in a chip."""
+
+    DLIB = "dlib"
+    """Upright, with forehead and chin: as dlib's get_face_chip_details cuts at padding 0.2."""
+    ARCFACE = "arcface"
+    """Upright and tight: the ArcFace template of the embeddings' crops."""
+    BOX = "box"
+    """1.5 times the box, not turned: as InsightFace's attribute models take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChipSpec:
+    """A square picture of one face, `size_px` wide."""
+
+    frame: Frame
+    size_px: int
+
+
+ChipArray: TypeAlias = npt.NDArray[np.uint8]
+"""(N, S, S, 3) uint8, RGB."""
+Chips: TypeAlias = Mapping[ChipSpec, ChipArray]
+"""Of the same N faces, in the same order, in every spec."""
+
+
 @dataclass(frozen=True, slots=True)
 class DetectionOptions:
     """What a caller wants from one picture.
@@ -42,14 +67,17 @@ class DetectionOptions:
     `max_faces`: keep the largest so many faces; None keeps all.
     `crops`: aligned crops for the largest so many faces; 0 for none, `ALL_FACES` for all that are kept.
     `try_rotations`: when upright finds nobody, look once more at 90, 180 and 270 degrees.
-    `quality`: measure the quality of every face that gets a crop.
+    `qualities`: measure the quality of the largest so many faces, `ALL_FACES` for all.
+    `chips`: cut these of the largest `chip_faces` faces, `ALL_FACES` for all.
     """
 
     threshold: float | None = None
     max_faces: int | None = None
     crops: int = ALL_FACES
     try_rotations: bool = True
-    quality: bool = False
+    qualities: int = 0
+    chips: tuple[ChipSpec, ...] = ()
+    chip_faces: int = ALL_FACES
 
 
 class Occlusion(StrEnum):
@@ -91,7 +119,7 @@ class Detections:
     bboxes: (N, 4) float32 xyxy. landmarks: (N, 5, 2) float32: left eye, right eye, nose, left and right mouth corner as
     seen in the image. detection_scores: (N,) float32. crops: (C, 112, 112, 3) uint8 of the first C faces.
     rotation_deg: clockwise turn of the picture under which the faces were found; 0 unless upright found nobody.
-    qualities: of the faces with crops, where they were asked for; else empty.
+    qualities: of the first faces, as many as were asked for. chips: likewise, by spec; empty where none were asked for.
     """
 
     bboxes: FloatArray
@@ -103,6 +131,7 @@ class Detections:
     format: str
     rotation_deg: int = 0
     qualities: tuple[FaceQuality, ...] = ()
+    chips: Chips = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.bboxes)

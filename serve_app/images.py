@@ -237,14 +237,14 @@ def unrotate_points(points: FloatArray, degrees: int, width_px: int, height_px: 
     return np.stack([x, y], axis=-1).astype(np.float32)
 
 
-def similarity_transforms(landmarks: FloatArray) -> npt.NDArray[np.float64]:
-    """(N, 5, 2) landmarks to the (N, 2, 3) transforms that map each onto the ArcFace template.
+def similarity_transforms(landmarks: FloatArray, template_px: FloatArray | None = None) -> npt.NDArray[np.float64]:
+    """(N, 5, 2) landmarks to the (N, 2, 3) transforms that map each onto a (5, 2) template, the ArcFace one by default.
 
     Least squares over rotation, uniform scale and translation (Umeyama 1991, DOI 10.1109/34.88573), which in the plane
     has the closed form below: with centred points p and q, the complex ratio sum(conj(p) q) / sum(|p|^2).
     """
     source = landmarks.astype(np.float64)
-    target = ARCFACE_TEMPLATE_PX.astype(np.float64)
+    target = (ARCFACE_TEMPLATE_PX if template_px is None else template_px).astype(np.float64)
     source_mean = source.mean(axis=1, keepdims=True)
     target_mean = target.mean(axis=0)
     p = source - source_mean

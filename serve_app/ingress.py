@@ -21,7 +21,8 @@ from serve_app.gallery import database_dsn, open_gallery
 from serve_app.images import ImageLimits
 from serve_app.keys import load_or_create_api_key
 from serve_app.local import EmbeddedPostgres
-from serve_app.remote import RemoteDetector, RemoteEmbedder
+from serve_app.remote import RemoteAnalyzer, RemoteDetector, RemoteEmbedder
+from serve_app.services.analysis import FaceAnalysis
 from serve_app.services.fetching import ImageFetcher
 from serve_app.services.models import ModelInfo
 from serve_app.services.pipeline import FacePipeline
@@ -66,11 +67,13 @@ class Ingress:
         max_in_flight: int,
         detection: DeploymentHandle,
         embedding: DeploymentHandle,
+        analysis: DeploymentHandle,
     ) -> None:
         bound_request_bodies()
         logging.getLogger("ray.serve").setLevel(logging.DEBUG if settings.debug else logging.INFO)
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-        pipeline = FacePipeline(RemoteDetector(detection), RemoteEmbedder(embedding), limits)
+        attributes = FaceAnalysis(RemoteAnalyzer(analysis), model.attribute_models, model.missing_attributes)
+        pipeline = FacePipeline(RemoteDetector(detection), RemoteEmbedder(embedding), attributes, limits)
         # Secrets come from this process's own environment.
         own = Settings(data_dir=settings.data_dir)
         api_key = load_or_create_api_key(own).value

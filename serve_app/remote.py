@@ -13,8 +13,9 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.attributes import Attribute, AttributeOutputs
 from serve_app.errors import RETRY_AFTER_S, ImageError, ModelUnavailable, Overloaded
-from serve_app.faces import Crops, DetectionOptions, Detections, FloatArray
+from serve_app.faces import Chips, Crops, DetectionOptions, Detections, FloatArray
 
 logger = logging.getLogger("ray.serve")
 
@@ -77,3 +78,15 @@ class RemoteEmbedder:
 
     async def embed(self, crops: Crops) -> FloatArray:
         return await self._embed(crops)
+
+
+class RemoteAnalyzer:
+    """The Analysis deployment as a services.analysis.Analyzer."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._analyze: _RemoteMethod[[Chips, tuple[Attribute, ...]], AttributeOutputs] = _RemoteMethod(
+            handle, "Analysis", "analyze"
+        )
+
+    async def analyze(self, chips: Chips, attributes: tuple[Attribute, ...]) -> AttributeOutputs:
+        return await self._analyze(chips, attributes)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
 APPLICATION = "serve_app.app:build_app"
-DEPLOYMENTS = ("Ingress", "Detection", "Embedding")
+DEPLOYMENTS = ("Ingress", "Detection", "Embedding", "Analysis")
 
 Report = Callable[[str], None]
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
+from deployments.models.attribute_models import AttributePredictor
 from deployments.models.detector import FaceDetector, RawFaces
 from deployments.models.recognizer import Recognizer
+from serve_app.attributes import Attribute, AttributeOutputs
+from serve_app.chips import cut_chips
 from serve_app.errors import ImageError
-from serve_app.faces import ALL_FACES, Crops, DetectionOptions, Detections, FloatArray
+from serve_app.faces import ALL_FACES, ChipArray, Chips, ChipSpec, Crops, DetectionOptions, Detections, FloatArray
 from serve_app.images import DecodedImage, ImageLimits, align, decode, rotate, unrotate_points
 from serve_app.quality import measure_quality
+
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 _ROTATIONS_DEG = (90, 180, 270)
 
@@ -73,25 +80,30 @@ class DetectionEngine:
 
 
 def _assemble(image: DecodedImage, faces: RawFaces, options: DetectionOptions, rotation_deg: int) -> Detections:
-    """Largest first, clipped to the picture, with the crops and qualities asked for."""
-    height, width = image.pixels.shape[:2]
+    """Largest first, clipped to the picture, with the crops, qualities and chips asked for."""
+    pixels = image.pixels
+    height, width = pixels.shape[:2]
     sizes = faces.bboxes[:, 2:] - faces.bboxes[:, :2]
     order = np.argsort(-(sizes[:, 0] * sizes[:, 1]), kind="stable")[: options.max_faces]
     landmarks = np.ascontiguousarray(faces.landmarks[order], dtype=np.float32)
-    bboxes = np.clip(faces.bboxes[order], 0, [width, height, width, height]).astype(np.float32)
-    wanted = len(order) if options.crops == ALL_FACES else options.crops
-    crops = align(image.pixels, landmarks[:wanted])
+    whole_boxes = faces.bboxes[order]
+    bboxes = np.clip(whole_boxes, 0, [width, height, width, height]).astype(np.float32)
+    crops, qualities, chips = (
+        len(order) if count == ALL_FACES else min(count, len(order))
+        for count in (options.crops, options.qualities, options.chip_faces)
+    )
+    aligned = align(pixels, landmarks[: max(crops, qualities)])
     return Detections(
         bboxes=bboxes,
         landmarks=landmarks,
         detection_scores=faces.scores[order].astype(np.float32),
-        crops=crops,
+        crops=aligned[:crops],
         width_px=width,
         height_px=height,
         format=image.format.value,
         rotation_deg=rotation_deg,
-        # Of the faces with crops alone: the other lists may be longer.
-        qualities=tuple(map(measure_quality, crops, bboxes, landmarks)) if options.quality else (),
+        qualities=tuple(map(measure_quality, aligned[:qualities], bboxes, landmarks)),
+        chips={spec: cut_chips(pixels, landmarks[:chips], whole_boxes[:chips], spec, rotation_deg) for spec in options.chips},
     )
 
 
@@ -107,3 +119,61 @@ class EmbeddingEngine:
         embeddings = self._recognizer.embed(crops)
         ends = np.cumsum([len(request) for request in requests])
         return np.split(embeddings, ends[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisRequest:
+    """`chips`: of the same faces in every spec that `attributes` need."""
+
+    chips: Chips
+    attributes: tuple[Attribute, ...]
+
+    def __len__(self) -> int:
+        """Faces."""
+        return len(next(iter(self.chips.values()), ()))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAttributeModel:
+    """`attributes`: those it answers here."""
+
+    predictor: AttributePredictor
+    chip: ChipSpec
+    attributes: tuple[Attribute, ...]
+
+
+class AnalysisEngine:
+    """Attributes of the faces of several requests; each model sees those of its requests together, `max_faces` at a time."""
+
+    def __init__(self, models: Sequence[LoadedAttributeModel], max_faces: int = 32) -> None:
+        self._models = models
+        self._max_faces = max_faces
+
+    def run(self, requests: Sequence[AnalysisRequest]) -> list[AttributeOutputs]:
+        """One answer a request, in order: a row a face for each attribute it asks for."""
+        answers: list[dict[Attribute, FloatArray]] = [{} for _ in requests]
+        for model in self._models:
+            asking = [index for index, request in enumerate(requests) if set(model.attributes) & set(request.attributes)]
+            if not asking:
+                continue
+            outputs = self._predict(model, _concatenated([requests[index].chips[model.chip] for index in asking]))
+            ends = np.cumsum([len(requests[index]) for index in asking])
+            for attribute in model.attributes:
+                for index, rows in zip(asking, np.split(outputs[attribute], ends[:-1]), strict=True):
+                    if attribute in requests[index].attributes:
+                        answers[index][attribute] = rows
+        return list(answers)
+
+    def warm_up(self) -> None:
+        """One face through every model: what is slow the first time must not be a client's first answer."""
+        for model in self._models:
+            self._predict(model, np.zeros((1, model.chip.size_px, model.chip.size_px, 3), dtype=np.uint8))
+
+    def _predict(self, model: LoadedAttributeModel, chips: ChipArray) -> AttributeOutputs:
+        starts = range(0, len(chips), self._max_faces)
+        parts = [model.predictor.predict(chips[start : start + self._max_faces]) for start in starts]
+        return {attribute: _concatenated([part[attribute] for part in parts]) for attribute in model.attributes}
+
+
+def _concatenated(parts: Sequence[npt.NDArray[ScalarT]]) -> npt.NDArray[ScalarT]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

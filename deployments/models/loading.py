@@ -1,11 +1,24 @@
-"""From a verified pack to a detector and a recognizer that run."""
+"""From verified files to models that run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
+from deployments.models.attribute_models import (
+    AgeDistribution,
+    AttributePredictor,
+    Classifier,
+    GenderAge,
+    Network,
+    NetworkInput,
+    class_years,
+)
+from deployments.models.attribute_packs import AnalysisLocation, ResolvedModel, resolve_analysis
+from deployments.models.deepface_models import load_deepface
 from deployments.models.detector import LetterboxDetector
+from deployments.models.engine import LoadedAttributeModel
 from deployments.models.packs import Pack
 from deployments.models.recognizer import SFACE, Normalization, Recognizer
 from deployments.models.scrfd import Scrfd, ScrfdContract
@@ -65,6 +78,49 @@ def load_recognizer(pack: Pack, device: Device, intra_op_threads: int) -> Recogn
     if isinstance(dim, int) and dim != spec.dim:
         raise ConfigurationError(f"{pack.recognizer_path} makes {dim} values a face; the pack states {spec.dim}.")
     return Recognizer(model.session, Normalization(model.input_mean, model.input_std), spec.dim)
+
+
+def load_attribute_models(
+    location: AnalysisLocation, names: Sequence[str], intra_op_threads: int
+) -> list[LoadedAttributeModel]:
+    """The models of `names`. Raises ConfigurationError when one of them is not on this node, or is not what it should be."""
+    resolved = resolve_analysis(location)
+    lost = set(names) - {model.name for model in resolved.models}
+    if lost:
+        raise ConfigurationError(
+            f"This node lacks {', '.join(sorted(lost))}: {' '.join(f'{one.reason} {one.remedy}' for one in resolved.missing.values())}"
+        )
+    return [
+        LoadedAttributeModel(_load_attribute_model(model, location, intra_op_threads), model.chip, model.attributes)
+        for model in resolved.models
+        if model.name in names
+    ]
+
+
+def _load_attribute_model(model: ResolvedModel, location: AnalysisLocation, intra_op_threads: int) -> AttributePredictor:
+    spec, path, device = model.spec, model.path, location.pack.device
+    if spec.family == "deepface":
+        return load_deepface(
+            spec.model or "",
+            spec.attributes[0],
+            path,
+            location.deepface_engine,
+            location.deepface_home,
+            device,
+            intra_op_threads,
+        )
+    if spec.family == "genderage":
+        zoo = _zoo_model(path, "genderage", device, intra_op_threads)
+        return GenderAge(zoo.session, zoo.input_mean, zoo.input_std)
+    assert spec.input is not None
+    session = create_session(str(path), device, intra_op_threads)
+    network = Network(session, NetworkInput(spec.input.order, spec.input.mean, spec.input.std), logits=spec.logits)
+    if spec.family == "classifier":
+        return Classifier(network, spec.attributes[0])
+    classes = session.get_outputs()[0].shape[-1]
+    if not isinstance(classes, int):
+        raise ConfigurationError(f"{path} does not say how many years its classes are.")
+    return AgeDistribution(network, class_years(classes, spec.first_year))
 
 
 def _zoo_model(path: Path, task: str, device: Device, intra_op_threads: int) -> _ZooModel:

@@ -18,12 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deployments.models import graphs
 from deployments.models.session import Device
+from serve_app.attributes import Attribute
 from serve_app.errors import ConfigurationError
 from serve_app.faces import OperatingPoint
 
+ENTRY_CONFIG = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+"""Of what config/*.toml describes."""
+
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ENTRY_CONFIG
 
 
 class DetectorSpec(_Entry):
@@ -55,6 +59,8 @@ class PackSpec(_Entry):
     homepage: str | None = None
     detector: DetectorSpec
     recognizer: RecognizerSpec
+    attributes: dict[Attribute, tuple[str, ...]] = Field(default_factory=dict)
+    """Models of config/attributes.toml to try in order."""
 
 
 class MeasuredPoint(_Entry):
@@ -79,7 +85,15 @@ class MeasuredPoint(_Entry):
         )
 
 
-EntryT = TypeVar("EntryT", PackSpec, MeasuredPoint)
+_FOLDER_ATTRIBUTES: dict[Attribute, tuple[str, ...]] = {
+    Attribute.AGE: ("genderage", "dlib_age"),
+    Attribute.GENDER: ("genderage", "dlib_gender"),
+    Attribute.EMOTION: ("deepface_emotion",),
+    Attribute.RACE: ("deepface_race",),
+}
+"""Of a folder that config/models.toml does not know."""
+
+EntryT = TypeVar("EntryT", bound=BaseModel)
 Rewrite = Callable[[onnx.ModelProto], None]
 
 
@@ -105,6 +119,7 @@ class Pack:
 
     name: str
     spec: PackSpec
+    folder: Path
     detector_path: Path
     detector_sha256: str
     recognizer_path: Path
@@ -147,6 +162,7 @@ def resolve(location: PackLocation) -> Pack:
     return Pack(
         location.name,
         spec,
+        folder,
         detector,
         detector_sha256,
         recognizer,
@@ -157,14 +173,15 @@ def resolve(location: PackLocation) -> Pack:
 
 
 def pack_specs() -> dict[str, PackSpec]:
-    return _read_toml("models.toml", PackSpec)
+    return read_toml("models.toml", PackSpec)
 
 
 def measured_points() -> dict[str, MeasuredPoint]:
-    return _read_toml("operating_points.toml", MeasuredPoint)
+    return read_toml("operating_points.toml", MeasuredPoint)
 
 
-def _read_toml(name: str, entry: type[EntryT]) -> dict[str, EntryT]:
+def read_toml(name: str, entry: type[EntryT]) -> dict[str, EntryT]:
+    """The tables of config/`name`. Raises ConfigurationError."""
     text = resources.files("config").joinpath(name).read_text(encoding="utf-8")
     try:
         return {key: entry.model_validate(value) for key, value in tomllib.loads(text).items()}
@@ -206,7 +223,12 @@ def _pack_folder(location: PackLocation, spec: PackSpec) -> Path:
 
 def source_folder(spec: PackSpec) -> Path:
     """Where a pack out of a wheel lies. Raises ConfigurationError when the package is not installed."""
-    package, _, inside = spec.source.removeprefix("wheel:").partition("/")
+    return wheel_folder(spec.source)
+
+
+def wheel_folder(source: str) -> Path:
+    """The folder `wheel:PACKAGE/FOLDER` names. Raises ConfigurationError when the package is not installed."""
+    package, _, inside = source.removeprefix("wheel:").partition("/")
     # Found without being imported: the package is only the carrier of its files.
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
@@ -325,4 +347,5 @@ def _describe_folder(folder: Path) -> PackSpec:
             dim=known.recognizer.dim if known else dim,
             preprocessing="insightface-arcface-112/v1",
         ),
+        attributes=_FOLDER_ATTRIBUTES,
     )

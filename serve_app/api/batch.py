@@ -14,6 +14,7 @@ from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
+from serve_app.api.attribute_schemas import unavailable_of
 from serve_app.api.deps import Services, deadline_exceeded
 from serve_app.api.forms import (
     FieldValue,
@@ -147,11 +148,14 @@ class ExtractBatch(Batch[BatchItem, str]):
     async def run(self, index: int, source: Source[str]) -> BatchItem:
         image = await picture(source)
         options = ExtractOptions(
-            face=self._fields.face, max_faces=self._fields.max_faces, threshold=self._fields.detection_threshold
+            face=self._fields.face,
+            max_faces=self._fields.max_faces,
+            threshold=self._fields.detection_threshold,
+            analyze=self._fields.analyze_options(),
         )
         extraction = await self._services.pipeline.extract_when_free(image, options)
         first = extraction.faces[0]
-        faces = await embedded_faces(extraction.faces, self._fields.return_crops)
+        faces = await embedded_faces(extraction.faces, self._fields.return_crops, extraction.analyzed)
         return BatchItem(
             index=index,
             filename=source.filename,
@@ -163,6 +167,7 @@ class ExtractBatch(Batch[BatchItem, str]):
             face_count=len(extraction.detections),
             faces=faces,
             image=image_of(extraction.detections),
+            unavailable=unavailable_of(extraction.analyzed),
             problem=None,
         )
 

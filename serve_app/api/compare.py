@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from serve_app.api.attribute_schemas import attributes_at, unavailable_of
 from serve_app.api.batch import extract_batch
 from serve_app.api.deps import Services, ServicesDep, answer, bounded, read_request
 from serve_app.api.face import BODY_ERRORS, CAPACITY_ERRORS, IMAGE_ERRORS
@@ -58,13 +59,18 @@ async def compare_faces(request: Request, services: ServicesDep) -> Response:
         a = await _side("a", fields.image_a, fields.image_url_a, fields.embedding_a, fields.model, services)
         b = await _side("b", fields.image_b, fields.image_url_b, fields.embedding_b, fields.model, services)
         options = ExtractOptions(
-            face=FaceChoice(fields.face), max_faces=fields.max_faces, threshold=fields.detection_threshold
+            face=FaceChoice(fields.face),
+            max_faces=fields.max_faces,
+            threshold=fields.detection_threshold,
+            analyze=fields.analyze_options(),
         )
         result = await services.verification.compare(a, b, options)
         point = result.point
         face_a, face_b = (
-            face_of(face.face, face.crop if fields.return_crops else None) if face else None
-            for face in (result.face_a, result.face_b)
+            face_of(side.faces[0].face, side.faces[0].crop if fields.return_crops else None, attributes_at(side.analyzed, 0))
+            if side
+            else None
+            for side in (result.a, result.b)
         )
         return answer(
             CompareAnswer(
@@ -79,6 +85,7 @@ async def compare_faces(request: Request, services: ServicesDep) -> Response:
                 face_b=face_b,
                 dim=services.model.dim,
                 model=services.model.embedding_model,
+                unavailable=unavailable_of(next((side.analyzed for side in (result.a, result.b) if side), None)),
             )
         )
 

@@ -6,16 +6,20 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
+from serve_app.api.attribute_schemas import attributes_at, unavailable_of
 from serve_app.api.batch import extract_batch
 from serve_app.api.deps import ServicesDep, answer, bounded, read_request
 from serve_app.api.openapi import problems, request_body
 from serve_app.api.pictures import one_image
 from serve_app.api.schemas import (
+    AnalyzeFaceAnswer,
+    AnalyzeFaceFields,
     BatchAnswer,
     BatchFields,
     BatchJsonFields,
     ExtractAnswer,
     ExtractFields,
+    Face,
     VerifyFaceAnswer,
     VerifyFaceFields,
     embedded_faces,
@@ -42,7 +46,8 @@ from serve_app.errors import (
     UnsupportedImage,
     UnsupportedMedia,
 )
-from serve_app.faces import ALL_FACES, DetectionOptions
+from serve_app.faces import ALL_FACES, DetectionOptions, Detections
+from serve_app.services.analysis import Analyzed, require_answer
 from serve_app.services.pipeline import ExtractOptions
 
 router = APIRouter(prefix="/face", tags=["face"])
@@ -73,12 +78,8 @@ async def verify_face(request: Request, services: ServicesDep) -> Response:
             max_faces=fields.max_faces,
             crops=ALL_FACES if fields.return_crops else 0,
         )
-        found = await services.pipeline.detect(image, options)
-        if fields.return_crops:
-            # A millisecond of PNG a face, which would hold up everybody else's requests.
-            faces = await asyncio.to_thread(lambda: [face_of(found.face(i), crop) for i, crop in enumerate(found.crops)])
-        else:
-            faces = [face_of(found.face(index), None) for index in range(len(found))]
+        found, analyzed = await services.pipeline.analyze(image, options, fields.analyze_options())
+        faces = await _faces(found, analyzed, fields.return_crops)
         return answer(
             VerifyFaceAnswer(
                 face_detected=bool(faces),
@@ -87,6 +88,60 @@ async def verify_face(request: Request, services: ServicesDep) -> Response:
                 faces=faces,
                 image=image_of(found),
                 model=services.model.pack,
+                unavailable=unavailable_of(analyzed),
+            )
+        )
+
+    return await bounded(request, work(), services.settings.worker_timeout)
+
+
+@router.post(
+    "/analyze-face-advanced",
+    response_model=AnalyzeFaceAnswer,
+    summary="Age, gender, emotion, race, pose and quality of every face",
+    responses=problems(*BODY_ERRORS, *IMAGE_ERRORS, *CAPACITY_ERRORS),
+    openapi_extra=request_body(
+        AnalyzeFaceFields,
+        files=("file",),
+        raw=True,
+        json_example={"image": "/9j/4AAQSkZJRgABAQAAAQABAAD...", "actions": ["age", "gender"]},
+    ),
+)
+async def analyze_face_advanced(request: Request, services: ServicesDep) -> Response:
+    """Every face, largest first. `actions` limits the work; emotion and race only when asked for.
+
+    What no model can answer is named in `unavailable`; a 503 only where that is all that was asked for.
+    """
+    fields = await read_request(request, services, AnalyzeFaceFields, files=_FILES, raw_file="file")
+    wanted = fields.analyze_options()
+    services.pipeline.check_analyzable(wanted)
+
+    async def work() -> Response:
+        image = await one_image(fields, services)
+        options = DetectionOptions(
+            threshold=fields.detection_threshold,
+            max_faces=fields.max_faces,
+            crops=ALL_FACES if fields.return_crops else 0,
+        )
+        found, analyzed = await services.pipeline.analyze(image, options, wanted)
+        assert analyzed is not None
+        require_answer(analyzed, wanted)
+        faces = await _faces(found, analyzed, fields.return_crops)
+        lost = {entry.attribute for entry in analyzed.unavailable}
+        return answer(
+            AnalyzeFaceAnswer(
+                face_detected=bool(faces),
+                confidence=max((face.detection_score for face in faces), default=0.0),
+                face_count=len(faces),
+                faces=faces,
+                image=image_of(found),
+                model=services.model.pack,
+                unavailable=unavailable_of(analyzed),
+                models={
+                    attribute.value: services.model.attribute_models[attribute].name
+                    for attribute in wanted.attributes
+                    if attribute not in lost
+                },
             )
         )
 
@@ -108,10 +163,15 @@ async def extract_embedding(request: Request, services: ServicesDep) -> Response
 
     async def work() -> Response:
         image = await one_image(fields, services)
-        options = ExtractOptions(face=fields.face, max_faces=fields.max_faces, threshold=fields.detection_threshold)
+        options = ExtractOptions(
+            face=fields.face,
+            max_faces=fields.max_faces,
+            threshold=fields.detection_threshold,
+            analyze=fields.analyze_options(),
+        )
         extraction = await services.pipeline.extract(image, options)
         first = extraction.faces[0]
-        faces = await embedded_faces(extraction.faces, fields.return_crops)
+        faces = await embedded_faces(extraction.faces, fields.return_crops, extraction.analyzed)
         return answer(
             ExtractAnswer(
                 embedding=numbers(first.embedding),
@@ -123,6 +183,7 @@ async def extract_embedding(request: Request, services: ServicesDep) -> Response
                 face_count=len(extraction.detections),
                 faces=faces,
                 image=image_of(extraction.detections),
+                unavailable=unavailable_of(extraction.analyzed),
             )
         )
 
@@ -143,3 +204,14 @@ async def batch_extract(request: Request, services: ServicesDep) -> Response:
     or into fields before the first file.
     """
     return await extract_batch(request, services)
+
+
+async def _faces(found: Detections, analyzed: Analyzed | None, with_crops: bool) -> list[Face]:
+    def answers() -> list[Face]:
+        return [
+            face_of(found.face(index), found.crops[index] if with_crops else None, attributes_at(analyzed, index))
+            for index in range(len(found))
+        ]
+
+    # A millisecond of PNG a face would hold up everybody else's requests.
+    return await asyncio.to_thread(answers) if with_crops else answers()

@@ -10,8 +10,17 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from serve_app.api.attribute_schemas import (
+    DEFAULT_ACTIONS,
+    Actions,
+    AttributesAnswer,
+    UnavailableAnswer,
+    analyze_options,
+    attributes_at,
+)
 from serve_app.faces import DetectedFace, Detections, EmbeddedFace, FloatArray, RGBImage
 from serve_app.images import encode_png
+from serve_app.services.analysis import Analyzed, AnalyzeOptions
 from serve_app.services.pipeline import FaceChoice
 
 _EXAMPLE_BBOX = [301.2, 86.4, 498.7, 350.1]
@@ -70,6 +79,21 @@ class CropFields(RequestModel):
     return_crops: bool = Field(False, description="Add each face's aligned 112 x 112 crop as base64 PNG.")
 
 
+class MinProbabilityFields(RequestModel):
+    min_probability: float | None = Field(
+        None, ge=0, le=1, description="Abstain from a class less probable than this. Default: the model's own limit."
+    )
+
+
+class AnalyzeFields(MinProbabilityFields):
+    analyze: Actions = Field(
+        (), description="Also say of each face: any of age, gender, emotion, race, quality, separated by commas."
+    )
+
+    def analyze_options(self) -> AnalyzeOptions:
+        return analyze_options(self.analyze, self.min_probability)
+
+
 class ImageFields(DetectionFields):
     """One picture: an upload in `file`, `image` as base64 or data URI, or `image_url` where the operator allows it."""
 
@@ -78,17 +102,26 @@ class ImageFields(DetectionFields):
     image_url: str | None = Field(None, max_length=2048, description="Where to fetch the picture (ALLOW_IMAGE_URLS).")
 
 
-class VerifyFaceFields(ImageFields, CropFields):
+class VerifyFaceFields(ImageFields, CropFields, AnalyzeFields):
     pass
 
 
-class ExtractFields(ImageFields, CropFields):
+class AnalyzeFaceFields(ImageFields, CropFields, MinProbabilityFields):
+    actions: Actions = Field(
+        DEFAULT_ACTIONS, min_length=1, description="What to say: any of age, gender, emotion, race, quality."
+    )
+
+    def analyze_options(self) -> AnalyzeOptions:
+        return analyze_options(self.actions, self.min_probability)
+
+
+class ExtractFields(ImageFields, CropFields, AnalyzeFields):
     face: FaceChoice = Field(
         FaceChoice.LARGEST, description="Which faces to embed; `only` refuses a picture with more than one face."
     )
 
 
-class BatchFields(DetectionFields, CropFields):
+class BatchFields(DetectionFields, CropFields, AnalyzeFields):
     face: FaceChoice = Field(FaceChoice.LARGEST, description="Which faces to embed in each picture.")
 
 
@@ -96,7 +129,7 @@ class BatchJsonFields(BatchFields):
     images: list[str] = Field(min_length=1, description="Pictures as base64 or data URI.")
 
 
-class CompareFields(DetectionFields, CropFields):
+class CompareFields(DetectionFields, CropFields, AnalyzeFields):
     """Two sides; each is a picture (upload, base64 or URL) or an embedding."""
 
     image_a: Upload | str | None = Field(None, description="First picture: upload, base64 or data URI.")
@@ -128,6 +161,9 @@ class Face(Answer):
     )
     detection_score: float = Field(examples=[0.93])
     crop: str | None = Field(None, description="Aligned 112 x 112 crop, base64 PNG (return_crops).")
+    attributes: AttributesAnswer | None = Field(
+        None, description="What was asked for; null where nothing was, and beyond the 100 largest faces."
+    )
 
 
 class FaceWithEmbedding(Face):
@@ -141,6 +177,13 @@ class VerifyFaceAnswer(Answer):
     faces: list[Face] = Field(description="Largest first.")
     image: Image
     model: str = Field(description="The model pack.", examples=["opencv"])
+    unavailable: list[UnavailableAnswer] = Field(default=[], description="What was asked for and cannot be had, and why.")
+
+
+class AnalyzeFaceAnswer(VerifyFaceAnswer):
+    models: dict[str, str] = Field(
+        description="Which model of config/attributes.toml said it.", examples=[{"age": "dlib_age", "gender": "dlib_gender"}]
+    )
 
 
 class ExtractAnswer(Answer):
@@ -154,6 +197,7 @@ class ExtractAnswer(Answer):
     face_count: int = Field(description="Faces found in the picture.")
     faces: list[FaceWithEmbedding] = Field(description="The embedded faces, largest first.")
     image: Image
+    unavailable: list[UnavailableAnswer] = Field(default=[], description="What was asked for and cannot be had, and why.")
 
 
 class OperatingPointAnswer(Answer):
@@ -174,6 +218,7 @@ class CompareAnswer(Answer):
     face_b: Face | None
     dim: int = Field(examples=[128])
     model: str = Field(examples=["sface_2021dec"])
+    unavailable: list[UnavailableAnswer] = Field(default=[], description="What was asked for and cannot be had, and why.")
 
 
 class Problem(BaseModel):
@@ -203,6 +248,7 @@ class BatchItem(Answer):
     face_count: int
     faces: list[FaceWithEmbedding]
     image: Image | None
+    unavailable: list[UnavailableAnswer] = []
     problem: Problem | None
 
 
@@ -290,27 +336,33 @@ def image_of(detections: Detections) -> Image:
     )
 
 
-def face_of(face: DetectedFace, crop: RGBImage | None) -> Face:
+def face_of(face: DetectedFace, crop: RGBImage | None, attributes: AttributesAnswer | None = None) -> Face:
     return Face(
         bbox=numbers(face.bbox),
         landmarks=points(face.landmarks),
         detection_score=face.detection_score,
         crop=crop_text(crop),
+        attributes=attributes,
     )
 
 
-async def embedded_faces(faces: list[EmbeddedFace], with_crops: bool) -> list[FaceWithEmbedding]:
+async def embedded_faces(
+    faces: list[EmbeddedFace], with_crops: bool, analyzed: Analyzed | None = None
+) -> list[FaceWithEmbedding]:
     """Crops are encoded on a thread: a millisecond of PNG a face would hold up everybody else's requests."""
-    if with_crops:
-        return await asyncio.to_thread(lambda: [embedded_face_of(face, with_crop=True) for face in faces])
-    return [embedded_face_of(face, with_crop=False) for face in faces]
+
+    def answers() -> list[FaceWithEmbedding]:
+        return [embedded_face_of(face, with_crops, attributes_at(analyzed, index)) for index, face in enumerate(faces)]
+
+    return await asyncio.to_thread(answers) if with_crops else answers()
 
 
-def embedded_face_of(embedded: EmbeddedFace, with_crop: bool) -> FaceWithEmbedding:
+def embedded_face_of(embedded: EmbeddedFace, with_crop: bool, attributes: AttributesAnswer | None = None) -> FaceWithEmbedding:
     return FaceWithEmbedding(
         bbox=numbers(embedded.face.bbox),
         landmarks=points(embedded.face.landmarks),
         detection_score=embedded.face.detection_score,
         crop=crop_text(embedded.crop) if with_crop else None,
+        attributes=attributes,
         embedding=numbers(embedded.embedding),
     )

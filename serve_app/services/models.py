@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from serve_app.attributes import Attribute, AttributeModel
 from serve_app.faces import OperatingPoint
 
 
@@ -18,7 +20,7 @@ class FileInfo:
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """`commercial_use` is None where the licence of the files is unknown. `lfw_accuracy`: 10-fold, of the
-    whole pack; None where nobody measured."""
+    whole pack; None where nobody measured. `missing_attributes`: why no model answers them."""
 
     pack: str
     title: str
@@ -33,3 +35,5 @@ class ModelInfo:
     point: OperatingPoint | None
     lfw_accuracy: float | None
     available_packs: tuple[str, ...]
+    attribute_models: Mapping[Attribute, AttributeModel]
+    missing_attributes: Mapping[Attribute, str]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
 from serve_app.errors import RETRY_AFTER_S, MultipleFaces, NoFaceDetected, Overloaded
 from serve_app.faces import ALL_FACES, Crops, DetectionOptions, Detections, EmbeddedFace, FloatArray
 from serve_app.images import ImageLimits, check_size, sniff
+from serve_app.services.analysis import Analyzed, AnalyzeOptions, FaceAnalysis, analyzed_faces
 
 
 class Detector(Protocol):
@@ -35,29 +36,33 @@ class FaceChoice(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ExtractOptions:
-    """`face`: which faces are embedded. `max_faces`: at most so many, the largest. `threshold`, `quality`: see
-    DetectionOptions."""
+    """`face`: which faces are embedded. `max_faces`: at most so many, the largest. `threshold`: see DetectionOptions.
+    `quality`: measure that of every embedded face. `analyze`: what else to say of them."""
 
     face: FaceChoice = FaceChoice.LARGEST
     max_faces: int | None = None
     threshold: float | None = None
     quality: bool = False
+    analyze: AnalyzeOptions = field(default_factory=AnalyzeOptions)
 
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """`faces`: the embedded ones, largest first; never empty. `detections`: all that were found."""
+    """`faces`: the embedded ones, largest first; never empty. `detections`: all that were found. `analyzed`: None where
+    nothing was asked for."""
 
     detections: Detections
     faces: list[EmbeddedFace]
+    analyzed: Analyzed | None = None
 
 
 class FacePipeline:
-    """Sniff and limit here, decode, detect and align in the detector, embed only what is asked for."""
+    """Sniff and limit here, decode, detect and align in the detector, embed and analyze only what is asked for."""
 
-    def __init__(self, detector: Detector, embedder: Embedder, limits: ImageLimits) -> None:
+    def __init__(self, detector: Detector, embedder: Embedder, analysis: FaceAnalysis, limits: ImageLimits) -> None:
         self._detector = detector
         self._embedder = embedder
+        self._analysis = analysis
         self._limits = limits
 
     async def detect(self, image: bytes, options: DetectionOptions) -> Detections:
@@ -67,13 +72,27 @@ class FacePipeline:
         sniff(image)
         return await self._detector.detect(image, options)
 
+    async def analyze(
+        self, image: bytes, options: DetectionOptions, analyze: AnalyzeOptions
+    ) -> tuple[Detections, Analyzed | None]:
+        """All faces, and of the largest what `analyze` asks for; None where that is nothing. Raises what `detect` raises."""
+        detections = await self.detect(image, self._preparing(options, analyze, ALL_FACES))
+        return detections, await self._analyzed(detections, analyze, ALL_FACES)
+
+    def check_analyzable(self, analyze: AnalyzeOptions) -> None:
+        """Raises ModelUnavailable when nothing of what is asked for can be answered."""
+        self._analysis.check(analyze)
+
     async def extract(self, image: bytes, options: ExtractOptions) -> Extraction:
         """Faces with embeddings. Raises NoFaceDetected, MultipleFaces (`FaceChoice.ONLY`) and what `detect` raises."""
         crops = ALL_FACES if options.face is FaceChoice.ALL else 1
-        wanted = DetectionOptions(
-            threshold=options.threshold, max_faces=options.max_faces, crops=crops, quality=options.quality
+        plain = DetectionOptions(
+            threshold=options.threshold,
+            max_faces=options.max_faces,
+            crops=crops,
+            qualities=crops if options.quality else 0,
         )
-        detections = await self.detect(image, wanted)
+        detections = await self.detect(image, self._preparing(plain, options.analyze, crops))
         if not len(detections):
             raise NoFaceDetected(
                 "No face was detected, upright or turned by 90, 180 and 270 degrees.",
@@ -84,13 +103,31 @@ class FacePipeline:
             raise MultipleFaces(
                 f"{len(detections)} faces were detected where exactly one is expected.", face_count=len(detections)
             )
-        embeddings = await self._embedder.embed(detections.crops)
+        embeddings, analyzed = await asyncio.gather(
+            self._embedder.embed(detections.crops), self._analyzed(detections, options.analyze, crops)
+        )
         qualities = detections.qualities if options.quality else (None,) * len(detections.crops)
         faces = [
             EmbeddedFace(detections.face(index), embedding, crop, quality)
             for index, (embedding, crop, quality) in enumerate(zip(embeddings, detections.crops, qualities, strict=True))
         ]
-        return Extraction(detections, faces)
+        return Extraction(detections, faces, analyzed)
+
+    def _preparing(self, options: DetectionOptions, analyze: AnalyzeOptions, faces: int) -> DetectionOptions:
+        """`options`, with what `analyze` needs of the largest `faces` faces."""
+        if not analyze:
+            return options
+        count = analyzed_faces(faces)
+        more_qualities = analyze.quality and options.qualities != ALL_FACES
+        return replace(
+            options,
+            chips=self._analysis.chips(analyze),
+            chip_faces=count,
+            qualities=max(options.qualities, count) if more_qualities else options.qualities,
+        )
+
+    async def _analyzed(self, detections: Detections, analyze: AnalyzeOptions, faces: int) -> Analyzed | None:
+        return await self._analysis.run(detections, analyze, analyzed_faces(faces)) if analyze else None
 
     async def extract_when_free(self, image: bytes, options: ExtractOptions) -> Extraction:
         """`extract` for one of many pictures of a call, which would otherwise fail for being one call: it waits while the

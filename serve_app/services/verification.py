@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from serve_app.errors import EmbeddingModelMismatch, KinlensError
 from serve_app.faces import (
     Decision,
-    EmbeddedFace,
     FloatArray,
     OperatingPoint,
     cosine_similarity,
     parse_embedding,
 )
-from serve_app.services.pipeline import ExtractOptions, FacePipeline
+from serve_app.services.pipeline import Extraction, ExtractOptions, FacePipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +32,14 @@ Side = bytes | GivenEmbedding
 class Comparison:
     """`decision` is None where nobody measured the model's errors and no threshold was set.
 
-    `face_a`, `face_b`: the face that was compared, where the side was a picture.
+    `a`, `b`: where the side was a picture; its first face was compared.
     """
 
     similarity: float
     decision: Decision | None
     point: OperatingPoint | None
-    face_a: EmbeddedFace | None
-    face_b: EmbeddedFace | None
+    a: Extraction | None
+    b: Extraction | None
 
 
 class Verification:
@@ -64,14 +63,14 @@ class Verification:
             if isinstance(side, bytes)
         }
         try:
-            faces = dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
+            extractions = dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
         finally:
             for task in tasks.values():
                 task.cancel()
-        embeddings |= {name: face.embedding for name, face in faces.items()}
+        embeddings |= {name: found.faces[0].embedding for name, found in extractions.items()}
         similarity = cosine_similarity(embeddings["a"], embeddings["b"])
         decision = self._point.decide(similarity) if self._point else None
-        return Comparison(similarity, decision, self._point, faces.get("a"), faces.get("b"))
+        return Comparison(similarity, decision, self._point, extractions.get("a"), extractions.get("b"))
 
     def _parse(self, given: GivenEmbedding, side: str) -> FloatArray:
         if given.model is not None and given.model != self._model:
@@ -87,9 +86,9 @@ class Verification:
             error.details["side"] = side
             raise
 
-    async def _extract(self, image: bytes, side: str, options: ExtractOptions) -> EmbeddedFace:
+    async def _extract(self, image: bytes, side: str, options: ExtractOptions) -> Extraction:
         try:
-            return (await self._pipeline.extract(image, options)).faces[0]
+            return await self._pipeline.extract(image, options)
         except KinlensError as error:
             error.details["side"] = side
             raise

@@ -16,7 +16,7 @@ from deployments.models.loading import load_detector, load_recognizer
 from deployments.models.packs import PackLocation, resolve
 from deployments.models.recognizer import Recognizer
 from deployments.models.session import Device
-from serve_app.faces import DetectionOptions, Detections, FaceQuality, FloatArray, Occlusion, RGBImage
+from serve_app.faces import ALL_FACES, DetectionOptions, Detections, FaceQuality, FloatArray, Occlusion, RGBImage
 from serve_app.images import ImageLimits, decode, encode_png, similarity_transforms
 from serve_app.services.review import ReviewLimits, review_quality
 from tests import data
@@ -37,7 +37,7 @@ class Loaded:
     limits: ReviewLimits
 
     def largest(self, image: bytes) -> Detections | None:
-        (found,) = self.engine.run([DetectionRequest(image, DetectionOptions(crops=1, quality=True))])
+        (found,) = self.engine.run([DetectionRequest(image, DetectionOptions(crops=1, qualities=ALL_FACES))])
         assert isinstance(found, Detections)
         return found if len(found) else None
 
@@ -109,7 +109,7 @@ def test_profiles_have_a_large_yaw_of_the_right_sign(loaded: Loaded, name: str) 
     """One head in each looks to the left of the picture, a mirrored one to the right."""
     pixels = decode(data.read(name), LIMITS).pixels
     for image, sign in ((pixels, -1), (np.ascontiguousarray(pixels[:, ::-1]), 1)):
-        (found,) = loaded.engine.run([DetectionRequest(encode_png(image), DetectionOptions(quality=True))])
+        (found,) = loaded.engine.run([DetectionRequest(encode_png(image), DetectionOptions(qualities=ALL_FACES))])
         assert isinstance(found, Detections)
         yaw_deg = max((quality.yaw_deg for quality in found.qualities), key=abs)
         assert yaw_deg * sign > loaded.limits.max_yaw_deg

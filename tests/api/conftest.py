@@ -16,20 +16,25 @@ from fastapi import FastAPI
 from config.settings import Settings
 from serve_app.api.app import create_api
 from serve_app.api.deps import Admission, Secrets, Services
+from serve_app.attributes import AgeInterval, Attribute, AttributeModel, AttributeOutputs
 from serve_app.errors import DatabaseUnavailable, InvalidImage, KinlensError
 from serve_app.faces import (
     ALL_FACES,
+    Chips,
+    ChipSpec,
     Crops,
     DetectionOptions,
     Detections,
     FaceQuality,
     FloatArray,
+    Frame,
     Occlusion,
     OperatingPoint,
     l2_normalize,
 )
 from serve_app.gallery import open_gallery
 from serve_app.images import ImageLimits, sniff
+from serve_app.services.analysis import FaceAnalysis
 from serve_app.services.fetching import ImageFetcher
 from serve_app.services.models import FileInfo, ModelInfo
 from serve_app.services.pipeline import FacePipeline
@@ -96,6 +101,7 @@ class FakeDetector:
         boxes = np.stack([sizes * 0, sizes * 0, sizes, sizes], axis=1).reshape(-1, 4)
         crops = np.zeros((count if options.crops == ALL_FACES else min(count, options.crops), 112, 112, 3), np.uint8)
         crops[:, 0, 0, 0] = image[5]
+        measured, cut = (count if most == ALL_FACES else min(count, most) for most in (options.qualities, options.chip_faces))
         return Detections(
             boxes,
             np.zeros((count, 5, 2), np.float32),
@@ -104,7 +110,8 @@ class FakeDetector:
             640,
             480,
             sniff(image),
-            qualities=(self.quality,) * len(crops) if options.quality else (),
+            qualities=(self.quality,) * measured,
+            chips={spec: np.full((cut, spec.size_px, spec.size_px, 3), image[5], np.uint8) for spec in options.chips},
         )
 
 
@@ -127,11 +134,57 @@ class FakeEmbedder:
 
 
 @dataclass
+class FakeAnalyzer:
+    """Of identity i: i years, a gender of probability 0.6, and so on for every face."""
+
+    error: KinlensError | None = None
+    calls: list[tuple[int, tuple[Attribute, ...]]] = field(default_factory=list)
+
+    async def analyze(self, chips: Chips, attributes: tuple[Attribute, ...]) -> AttributeOutputs:
+        first = next(iter(chips.values()))
+        self.calls.append((len(first), attributes))
+        if self.error is not None:
+            raise self.error
+        rows = {
+            Attribute.AGE: np.stack([first[:, 0, 0, 0].astype(np.float32), np.full(len(first), 3.0, np.float32)], axis=1),
+            Attribute.GENDER: np.tile(np.array([[0.4, 0.6]], np.float32), (len(first), 1)),
+            Attribute.EMOTION: np.tile(np.array([[0.1, 0.9]], np.float32), (len(first), 1)),
+        }
+        return {attribute: rows[attribute] for attribute in attributes}
+
+
+def attribute_model(attribute: Attribute, *classes: str, interval: AgeInterval | None = None) -> AttributeModel:
+    return AttributeModel(
+        attribute,
+        f"fake_{attribute.value}",
+        ChipSpec(Frame.DLIB, 8),
+        classes,
+        0.8,
+        interval,
+        "",
+        "MIT",
+        True,
+        "f",
+        "0" * 64,
+        "v1",
+    )
+
+
+ATTRIBUTE_MODELS = {
+    Attribute.AGE: attribute_model(Attribute.AGE, interval=AgeInterval(0.8, 1.0, 2.0, 1.0)),
+    Attribute.GENDER: attribute_model(Attribute.GENDER, "female", "male"),
+    Attribute.EMOTION: attribute_model(Attribute.EMOTION, "sadness", "happiness"),
+}
+MISSING = {Attribute.RACE: "race_model needs race.onnx, which is not in /models."}
+
+
+@dataclass
 class World:
     """What a test may look at and change."""
 
     detector: FakeDetector
     embedder: FakeEmbedder
+    analyzer: FakeAnalyzer
     api: FastAPI
     client: httpx.AsyncClient
 
@@ -149,15 +202,31 @@ def make_services(
     settings: dict[str, object],
     dsn: Dsn = no_database,
     objects: ObjectStore | None = None,
+    analyzer: FakeAnalyzer | None = None,
 ) -> Services:
     point, places = settings.pop("point", True), int(str(settings.pop("places", 64)))
     configured = Settings.model_validate({"api_key": None, **settings})
     limits = ImageLimits(configured.max_image_bytes, configured.max_image_pixels)
-    pipeline = FacePipeline(detector, embedder, limits)
+    analysis = FaceAnalysis(analyzer or FakeAnalyzer(), ATTRIBUTE_MODELS, MISSING)
+    pipeline = FacePipeline(detector, embedder, analysis, limits)
     operating_point = OperatingPoint("fake-model", "made up", 0.36, 0.30, 0.001, 0.02) if point else None
     file = FileInfo("yunet", "detector.onnx", "0" * 64, "v1")
     model = ModelInfo(
-        "fake", "Fake", "MIT", True, "fake-model", DIM, "cpu", file, file, 0.6, operating_point, 0.98, ("fake", "other")
+        "fake",
+        "Fake",
+        "MIT",
+        True,
+        "fake-model",
+        DIM,
+        "cpu",
+        file,
+        file,
+        0.6,
+        operating_point,
+        0.98,
+        ("fake", "other"),
+        ATTRIBUTE_MODELS,
+        MISSING,
     )
     return Services(
         settings=configured,
@@ -182,15 +251,15 @@ async def make_world() -> AsyncIterator[MakeWorld]:
     clients: list[httpx.AsyncClient] = []
 
     def make(**settings: object) -> World:
-        detector, embedder = FakeDetector(), FakeEmbedder()
-        api = create_api(make_services(detector, embedder, settings))
+        detector, embedder, analyzer = FakeDetector(), FakeEmbedder(), FakeAnalyzer()
+        api = create_api(make_services(detector, embedder, settings, analyzer=analyzer))
         client = httpx.AsyncClient(
             transport=httpx.ASGITransport(api, raise_app_exceptions=False),
             base_url="http://test",
             headers={"Authorization": f"Bearer {KEY}"},
         )
         clients.append(client)
-        return World(detector, embedder, api, client)
+        return World(detector, embedder, analyzer, api, client)
 
     yield make
     for client in clients:

@@ -16,12 +16,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for folder in ("serve_app", "deployments", "config") for path in (ROOT / folder).rglob("*.py"))
 
 RAY = {"serve_app/app.py", "serve_app/ingress.py", "serve_app/remote.py", "serve_app/cli.py", "serve_app/service.py",
-       "deployments/detection.py", "deployments/embedding.py"}  # fmt: skip
+       "deployments/detection.py", "deployments/embedding.py", "deployments/analysis.py"}  # fmt: skip
 FASTAPI = {"serve_app/ingress.py"}
 ARRAYS = {
     "serve_app/services/vector_import.py",
     "serve_app/storage/bulk.py",
     "serve_app/storage/vectors.py",
+    "serve_app/chips.py",
     "serve_app/faces.py",
     "serve_app/images.py",
     "serve_app/quality.py",

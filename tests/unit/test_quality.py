@@ -15,8 +15,10 @@ from hypothesis.extra import numpy as hnp
 
 from deployments.models.detector import RawFaces
 from deployments.models.engine import DetectionEngine, DetectionRequest
+from serve_app.attributes import Attribute, AttributeOutputs
 from serve_app.faces import (
     ALL_FACES,
+    Chips,
     Crops,
     DetectionOptions,
     Detections,
@@ -28,6 +30,7 @@ from serve_app.faces import (
 )
 from serve_app.images import ARCFACE_TEMPLATE_PX, ImageLimits, align, encode_png
 from serve_app.quality import measure_quality
+from serve_app.services.analysis import FaceAnalysis
 from serve_app.services.pipeline import ExtractOptions, FaceChoice, FacePipeline
 from tests import data
 
@@ -224,6 +227,14 @@ class UnitEmbedder:
         return l2_normalize(np.ones((len(crops), 4)))
 
 
+class NoAnalyzer:
+    async def analyze(self, chips: Chips, attributes: tuple[Attribute, ...]) -> AttributeOutputs:
+        raise AssertionError("nothing was asked for")
+
+
+NO_ANALYSIS = FaceAnalysis(NoAnalyzer(), {}, {})
+
+
 class LocalDetector:
     """The engine without Ray, through pickle as over a handle."""
 
@@ -236,10 +247,12 @@ class LocalDetector:
         return copy
 
 
-@pytest.mark.parametrize(("crops", "expected_px"), [(ALL_FACES, [100, 50]), (1, [100]), (0, [])])
-async def test_a_quality_for_each_crop(face: RGBImage, crops: int, expected_px: list[float]) -> None:
-    found = await LocalDetector().detect(encode_png(face), DetectionOptions(crops=crops, quality=True))
-    assert [quality.size_px for quality in found.qualities] == expected_px and len(found) == 2
+@pytest.mark.parametrize(("most", "expected_px"), [(ALL_FACES, [100, 50]), (7, [100, 50]), (1, [100]), (0, [])])
+async def test_qualities_of_the_largest_faces_with_or_without_crops(
+    face: RGBImage, most: int, expected_px: list[float]
+) -> None:
+    found = await LocalDetector().detect(encode_png(face), DetectionOptions(crops=0, qualities=most))
+    assert [quality.size_px for quality in found.qualities] == expected_px and len(found) == 2 and not len(found.crops)
 
 
 async def test_no_quality_where_none_is_asked_for(face: RGBImage) -> None:
@@ -248,7 +261,7 @@ async def test_no_quality_where_none_is_asked_for(face: RGBImage) -> None:
 
 @pytest.mark.parametrize(("choice", "expected_px"), [(FaceChoice.LARGEST, [100]), (FaceChoice.ALL, [100, 50])])
 async def test_the_pipeline_passes_quality_on(face: RGBImage, choice: FaceChoice, expected_px: list[float]) -> None:
-    pipeline = FacePipeline(LocalDetector(), UnitEmbedder(), LIMITS)
+    pipeline = FacePipeline(LocalDetector(), UnitEmbedder(), NO_ANALYSIS, LIMITS)
     extraction = await pipeline.extract(encode_png(face), ExtractOptions(choice, quality=True))
     assert [embedded.quality and embedded.quality.size_px for embedded in extraction.faces] == expected_px
     assert extraction.faces[0].quality == measure_quality(
