@@ -87,9 +87,8 @@ def load_attribute_models(
     resolved = resolve_analysis(location)
     lost = set(names) - {model.name for model in resolved.models}
     if lost:
-        raise ConfigurationError(
-            f"This node lacks {', '.join(sorted(lost))}: {' '.join(f'{one.reason} {one.remedy}' for one in resolved.missing.values())}"
-        )
+        why = " ".join(f"{one.reason} {one.remedy}" for one in resolved.missing.values())
+        raise ConfigurationError(f"This node lacks {', '.join(sorted(lost))}. {why}")
     return [
         LoadedAttributeModel(_load_attribute_model(model, location, intra_op_threads), model.chip, model.attributes)
         for model in resolved.models
