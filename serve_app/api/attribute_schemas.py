@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated
@@ -28,10 +29,15 @@ DEFAULT_ACTIONS = (Action.AGE, Action.GENDER, Action.QUALITY)
 
 
 def _split(value: object) -> object:
-    """Forms and queries carry lists as text: age,emotion."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
+    """Forms and queries carry lists as text: age,emotion, or a JSON array."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 Actions = Annotated[tuple[Action, ...], Field(max_length=16), BeforeValidator(_split)]
@@ -106,6 +112,11 @@ class AttributesAnswer(_Answer):
 class UnavailableAnswer(_Answer):
     attribute: Attribute
     reason: str = Field(description="Which file or extra is missing and how to get it, or what does not answer.")
+
+
+UnavailableList = Annotated[
+    list[UnavailableAnswer], Field(default_factory=list, description="What was asked for and cannot be had, and why.")
+]
 
 
 def attributes_of(face: FaceAttributes) -> AttributesAnswer:

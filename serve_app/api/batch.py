@@ -184,6 +184,7 @@ class ExtractBatch(Batch[BatchItem, str]):
             face_count=found if isinstance(found, int) else 0,
             faces=[],
             image=None,
+            unavailable=[],
             problem=self.problem(error),
         )
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
+from serve_app.api.attribute_schemas import UnavailableAnswer
 from serve_app.api.deps import ServicesDep, answer
 from serve_app.api.openapi import problems
-from serve_app.api.schemas import LoadedModel, ModelAccuracy, ModelFile, ModelsAnswer, ModelThresholds
+from serve_app.api.schemas import AttributeModelAnswer, LoadedModel, ModelAccuracy, ModelFile, ModelsAnswer, ModelThresholds
+from serve_app.attributes import AttributeModel
 from serve_app.errors import Unauthorized
 from serve_app.services.models import FileInfo
 
@@ -37,9 +39,27 @@ async def models(services: ServicesDep) -> Response:
             suggest=point.suggest_threshold if point else None,
         ),
         accuracy=accuracy,
+        attributes={attribute: _attribute(model) for attribute, model in info.attribute_models.items()},
+        unavailable=[
+            UnavailableAnswer(attribute=attribute, reason=reason) for attribute, reason in info.missing_attributes.items()
+        ],
     )
     return answer(ModelsAnswer(loaded=loaded, available_packs=list(info.available_packs)))
 
 
 def _file(info: FileInfo) -> ModelFile:
     return ModelFile(family=info.family, file=info.file, sha256=info.sha256, preprocessing=info.preprocessing)
+
+
+def _attribute(model: AttributeModel) -> AttributeModelAnswer:
+    return AttributeModelAnswer(
+        family=model.name,
+        file=model.file,
+        sha256=model.sha256,
+        preprocessing=model.preprocessing,
+        title=model.title,
+        licence=model.licence,
+        commercial_use=model.commercial_use,
+        classes=list(model.classes),
+        abstain_below=model.abstain_below if model.classes else None,
+    )

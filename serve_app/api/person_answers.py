@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import Field
 
+from serve_app.api.attribute_schemas import UnavailableList
 from serve_app.api.schemas import Answer, Face, Image, OperatingPointAnswer, Problem
 
 _EXAMPLE_ID = "01936f2e-7c1a-7d43-9a51-6f0c2b8e4d17"
@@ -163,6 +164,7 @@ class SearchResponse(Answer):
     suggest_threshold: float | None
     image: Image | None
     model: str
+    unavailable: UnavailableList
 
 
 class IdentityAnswer(Answer):
@@ -190,6 +192,7 @@ class IdentifyResponse(IdentityAnswer):
     face_count: int | None
     image: Image | None
     model: str
+    unavailable: UnavailableList
 
 
 class VerifyPersonAnswer(Answer):
@@ -201,3 +204,4 @@ class VerifyPersonAnswer(Answer):
     operating_point: OperatingPointAnswer | None
     face: Face | None
     model: str
+    unavailable: UnavailableList

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from serve_app.api.schemas import (
+    AnalyzeFields,
     GivenEmbeddingField,
     ImageFields,
     RequestModel,
@@ -189,7 +190,7 @@ class FilterFields(RequestModel):
     taken_to: Moment | None = Field(None, description="Only faces dated before this.")
 
 
-class ProbeFields(ImageFields):
+class ProbeFields(ImageFields, AnalyzeFields):
     """One picture, or an embedding."""
 
     embedding: GivenEmbeddingField | None = Field(None, description="A vector in place of a picture.")
@@ -200,6 +201,8 @@ class ProbeFields(ImageFields):
     def _said_model(self) -> Self:
         if self.embedding is not None and self.model is None:
             raise ValueError("an embedding needs `model`: embeddings of different models cannot be compared")
+        if self.embedding is not None and self.analyze:
+            raise ValueError("`analyze` needs a picture; an embedding does not show what a face looks like")
         return self
 
 

@@ -14,10 +14,11 @@ from serve_app.api.attribute_schemas import (
     DEFAULT_ACTIONS,
     Actions,
     AttributesAnswer,
-    UnavailableAnswer,
+    UnavailableList,
     analyze_options,
     attributes_at,
 )
+from serve_app.attributes import Attribute
 from serve_app.faces import DetectedFace, Detections, EmbeddedFace, FloatArray, RGBImage
 from serve_app.images import encode_png
 from serve_app.services.analysis import Analyzed, AnalyzeOptions
@@ -177,7 +178,7 @@ class VerifyFaceAnswer(Answer):
     faces: list[Face] = Field(description="Largest first.")
     image: Image
     model: str = Field(description="The model pack.", examples=["opencv"])
-    unavailable: list[UnavailableAnswer] = Field(default=[], description="What was asked for and cannot be had, and why.")
+    unavailable: UnavailableList
 
 
 class AnalyzeFaceAnswer(VerifyFaceAnswer):
@@ -197,7 +198,7 @@ class ExtractAnswer(Answer):
     face_count: int = Field(description="Faces found in the picture.")
     faces: list[FaceWithEmbedding] = Field(description="The embedded faces, largest first.")
     image: Image
-    unavailable: list[UnavailableAnswer] = Field(default=[], description="What was asked for and cannot be had, and why.")
+    unavailable: UnavailableList
 
 
 class OperatingPointAnswer(Answer):
@@ -218,7 +219,7 @@ class CompareAnswer(Answer):
     face_b: Face | None
     dim: int = Field(examples=[128])
     model: str = Field(examples=["sface_2021dec"])
-    unavailable: list[UnavailableAnswer] = Field(default=[], description="What was asked for and cannot be had, and why.")
+    unavailable: UnavailableList
 
 
 class Problem(BaseModel):
@@ -248,7 +249,7 @@ class BatchItem(Answer):
     face_count: int
     faces: list[FaceWithEmbedding]
     image: Image | None
-    unavailable: list[UnavailableAnswer] = []
+    unavailable: UnavailableList
     problem: Problem | None
 
 
@@ -282,6 +283,16 @@ class ModelAccuracy(Answer):
     lfw_accuracy: float | None = Field(description="10-fold verification accuracy on LFW.", examples=[0.986])
 
 
+class AttributeModelAnswer(ModelFile):
+    """`family` is the model's name in config/attributes.toml."""
+
+    title: str
+    licence: str
+    commercial_use: bool | None = Field(description="null where the licence does not say.")
+    classes: list[str] = Field(description="What its probabilities are of; empty for age.")
+    abstain_below: float | None = Field(description="Probability of the top class under which it abstains; null for age.")
+
+
 class LoadedModel(Answer):
     pack: str = Field(examples=["opencv"])
     title: str
@@ -294,6 +305,8 @@ class LoadedModel(Answer):
     recognizer: ModelFile
     thresholds: ModelThresholds
     accuracy: ModelAccuracy | None = Field(description="null for a model nobody has measured.")
+    attributes: dict[Attribute, AttributeModelAnswer] = Field(description="What answers each attribute.")
+    unavailable: UnavailableList
 
 
 class ModelsAnswer(Answer):

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from serve_app.api.attribute_schemas import UnavailableAnswer, attributes_at, unavailable_of
 from serve_app.api.deps import ServicesDep, admitted, answer, bounded, read_request
 from serve_app.api.openapi import problems, request_body
 from serve_app.api.person_answers import (
@@ -85,16 +86,17 @@ async def search(collection_id: str, request: Request, services: ServicesDep) ->
             SearchResponse(
                 results=[
                     ProbeResultAnswer(
-                        face=_face(result.face),
+                        face=_face(result.face, found.extraction, index),
                         candidates=[_candidate(one.candidate, one.decision) for one in result.candidates],
                     )
-                    for result in found.results
+                    for index, result in enumerate(found.results)
                 ],
                 face_count=_face_count(found.extraction),
                 threshold=found.point.threshold if found.point else None,
                 suggest_threshold=found.point.suggest_threshold if found.point else None,
                 image=_image(found.extraction),
                 model=services.model.embedding_model,
+                unavailable=_unavailable(found.extraction),
             )
         )
 
@@ -123,7 +125,9 @@ async def identify(collection_id: str, request: Request, services: ServicesDep) 
             threshold=fields.threshold,
             margin=fields.margin,
         )
-        results = [_identity(one, found.point) for one in found.results]
+        results = [
+            _identity(one, found.point, _face(one.face, found.extraction, index)) for index, one in enumerate(found.results)
+        ]
         return answer(
             IdentifyResponse(
                 **dict(results[0]),
@@ -135,6 +139,7 @@ async def identify(collection_id: str, request: Request, services: ServicesDep) 
                 face_count=_face_count(found.extraction),
                 image=_image(found.extraction),
                 model=services.model.embedding_model,
+                unavailable=_unavailable(found.extraction),
             )
         )
 
@@ -165,8 +170,9 @@ async def verify(collection_id: str, person_id: UUID, request: Request, services
                 threshold=found.point.threshold if found.point else None,
                 suggest_threshold=found.point.suggest_threshold if found.point else None,
                 operating_point=_point(found.point),
-                face=_face(found.face),
+                face=_face(found.face, found.extraction, 0),
                 model=services.model.embedding_model,
+                unavailable=_unavailable(found.extraction),
             )
         )
 
@@ -175,7 +181,12 @@ async def verify(collection_id: str, person_id: UUID, request: Request, services
 
 def _extract(fields: ProbeFields, face: FaceChoice) -> ExtractOptions:
     max_faces = fields.faces_searched if isinstance(fields, SearchFields) else fields.max_faces
-    return ExtractOptions(face=face, max_faces=max_faces or MAX_FACES_SEARCHED, threshold=fields.detection_threshold)
+    return ExtractOptions(
+        face=face,
+        max_faces=max_faces or MAX_FACES_SEARCHED,
+        threshold=fields.detection_threshold,
+        analyze=fields.analyze_options(),
+    )
 
 
 def _filter(fields: FilterFields) -> SearchFilter:
@@ -197,7 +208,7 @@ def _candidate(candidate: Candidate, decision: Decision | None) -> CandidateAnsw
     )
 
 
-def _identity(found: Identification, point: OperatingPoint | None) -> IdentityAnswer:
+def _identity(found: Identification, point: OperatingPoint | None, face: Face | None) -> IdentityAnswer:
     best, second = found.best, found.second
     return IdentityAnswer(
         decision=_word(found.decision),
@@ -206,7 +217,7 @@ def _identity(found: Identification, point: OperatingPoint | None) -> IdentityAn
         similarity=best.similarity if best else None,
         second=_candidate(second, point.decide(second.similarity) if point else None) if second else None,
         margin=found.margin,
-        face=_face(found.face),
+        face=face,
     )
 
 
@@ -219,8 +230,15 @@ def _person(candidate: Candidate) -> CandidatePerson:
     )
 
 
-def _face(face: EmbeddedFace | None) -> Face | None:
-    return None if face is None else face_of(face.face, None)
+def _face(face: EmbeddedFace | None, extraction: Extraction | None, index: int) -> Face | None:
+    """`index`: the face's place in `extraction`."""
+    if face is None or extraction is None:
+        return None
+    return face_of(face.face, None, attributes_at(extraction.analyzed, index))
+
+
+def _unavailable(extraction: Extraction | None) -> list[UnavailableAnswer]:
+    return unavailable_of(extraction.analyzed if extraction else None)
 
 
 def _image(extraction: Extraction | None) -> Image | None:

@@ -63,6 +63,7 @@ class IdentifyAnswer:
 class PersonVerification:
     """`candidate` is None for a person without faces."""
 
+    extraction: Extraction | None
     face: EmbeddedFace | None
     candidate: Candidate | None
     decision: Decision | None
@@ -138,14 +139,14 @@ class PersonSearch:
         async with self._database.connection() as connection:
             collection = await self._open(connection, collection_id)
             await persons.get(connection, collection, person_id)
-        _, probes = await self._probes(collection_id, probe, extract)
+        extraction, probes = await self._probes(collection_id, probe, extract)
         face, embedding = probes[0]
         async with self._database.connection() as connection:
             candidate = await search.similarity_to_person(connection, collection, embedding, person_id)
         if candidate is None:
-            return PersonVerification(face, None, Decision.UNKNOWN, point)
+            return PersonVerification(extraction, face, None, Decision.UNKNOWN, point)
         decision = point.decide(candidate.similarity) if point else None
-        return PersonVerification(face, candidate, decision, point)
+        return PersonVerification(extraction, face, candidate, decision, point)
 
     def _point_at(self, threshold: float | None) -> OperatingPoint | None:
         """The operating point, moved to `threshold`: the errors there were not measured."""
