@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,15 @@ class FaceAttributes:
     emotion: ClassEstimate | None = None
     race: ClassEstimate | None = None
     quality: FaceQuality | None = None
+
+
+def split_outputs(outputs: AttributeOutputs, counts: Sequence[int]) -> list[AttributeOutputs]:
+    """The rows of several pictures with `counts` faces each, apart again."""
+    ends = list(itertools.accumulate(counts))
+    return [
+        {attribute: rows[end - count : end] for attribute, rows in outputs.items()}
+        for count, end in zip(counts, ends, strict=True)
+    ]
 
 
 def estimate_age(row: Sequence[float], model: AttributeModel) -> AgeEstimate:

@@ -19,6 +19,7 @@ import typer
 
 from config.settings import Settings
 from serve_app import cli_data, cli_import
+from serve_app.attributes import Attribute
 from serve_app.backends import prepare_objects, running_database
 from serve_app.cli_common import console, problems
 from serve_app.cli_common import read_settings as _settings
@@ -29,6 +30,7 @@ from serve_app.keys import ApiKey, load_or_create_api_key
 from serve_app.service import Address, Instance, apply, check_port, default_config_path, load_config
 
 if TYPE_CHECKING:
+    from deployments.models.attribute_packs import AnalysisLocation
     from deployments.models.packs import PackLocation
 
 app = typer.Typer(help="Face matching, person search and a photo library on Ray Serve.", no_args_is_help=True)
@@ -119,19 +121,32 @@ def env() -> None:
 
 @models_app.command("list")
 def models_list() -> None:
-    """The packs of config/models.toml, with their licences."""
+    """The packs of config/models.toml and the models of config/attributes.toml, with their licences."""
     from deployments.models.packs import pack_specs
+    from deployments.models.pulling import model_states
 
-    for name, spec in pack_specs().items():
-        use = {True: "commercial use allowed", False: "non-commercial", None: "licence unknown"}[spec.commercial_use]
-        console.print(f"[bold]{name}[/]: {spec.title}; {spec.recognizer.dim}-D; {use}; {spec.licence}")
+    for name, pack in pack_specs().items():
+        console.print(f"[bold]{name}[/]: {pack.title}; {pack.recognizer.dim}-D; {_use(pack.commercial_use)}; {pack.licence}")
+    for state in model_states(_analysis_location(_settings(), {})):
+        spec, answers = state.spec, ", ".join(state.spec.attributes)
+        console.print(f"[bold]{state.name}[/]: {answers}: {spec.title}; {_use(spec.commercial_use)}; {spec.licence}")
+        if state.problem is not None:
+            console.print("    [yellow]unavailable[/].", end=" ")
+            console.print(state.problem, markup=False)
 
 
 @models_app.command("pull")
-def models_pull(name: Annotated[str, typer.Argument(help="A pack of `kinlens models list`.")]) -> None:
-    """Find, download where the network allows, verify and prepare a pack."""
-    with _step(f"model pack {name}: find, verify, prepare"):
-        licence = _prepare_models(_settings(), {"model_pack": name})
+def models_pull(name: Annotated[str, typer.Argument(help="A name of `kinlens models list`.")]) -> None:
+    """Find, download where the network allows, verify and prepare a pack or an attribute model."""
+    from deployments.models.attribute_packs import attribute_model_specs
+    from deployments.models.pulling import pull_model
+
+    if name in attribute_model_specs():
+        with _step(f"attribute model {name}: find, verify"):
+            licence = pull_model(name, _analysis_location(_settings(), {})).licence
+    else:
+        with _step(f"model pack {name}: find, verify, prepare"):
+            licence = _prepare_models(_settings(), {"model_pack": name})
     console.print(f"  licence: {licence}")
 
 
@@ -153,6 +168,36 @@ def evaluate_verification(
         console.print(line)
 
 
+@evaluate_app.command("attributes")
+def evaluate_attributes(
+    manifest: Annotated[Path, typer.Argument(help="CSV with file, any of age, gender, race and emotion, and perhaps kind.")],
+    attribute: Annotated[list[Attribute] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+) -> None:
+    """Errors of the attribute models of MODEL_PACK on the photos of a CSV, also by group. The output is Markdown."""
+    from rich.progress import Progress
+
+    from deployments.models import attribute_evaluation
+    from deployments.models.attribute_labels import read_labels
+    from deployments.models.attribute_report import describe_attributes
+
+    settings, photos = _settings(), read_labels(manifest)
+    with Progress(console=problems) as progress:
+        task = progress.add_task("analysing")
+        report = attribute_evaluation.evaluate_attributes(
+            _analysis_location(settings, {}),
+            photos,
+            attribute or list(Attribute),
+            settings.face_det_thresh,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    for line in describe_attributes(report):
+        console.print(line, markup=False)
+
+
+def _use(commercial: bool | None) -> str:
+    return {True: "commercial use allowed", False: "non-commercial", None: "licence unknown"}[commercial]
+
+
 def _state_path(settings: Settings) -> Path:
     return settings.data_dir / "instance.json"
 
@@ -162,6 +207,13 @@ def _pack_location(settings: Settings, args: dict[str, object]) -> PackLocation:
     from serve_app.app import AppArgs, pack_location
 
     return pack_location(settings, AppArgs.model_validate(args))
+
+
+def _analysis_location(settings: Settings, args: dict[str, object]) -> AnalysisLocation:
+    """As the application with these `args` will look for attribute models."""
+    from serve_app.app import AppArgs, analysis_location
+
+    return analysis_location(settings, AppArgs.model_validate(args))
 
 
 def _prepare_models(settings: Settings, args: dict[str, object]) -> str:
@@ -174,9 +226,8 @@ def _prepare_models(settings: Settings, args: dict[str, object]) -> str:
 def _report_attributes(settings: Settings, args: dict[str, object]) -> None:
     """Which model answers each attribute, and how to get one for those that nobody answers."""
     from deployments.models.attribute_packs import resolve_analysis
-    from serve_app.app import AppArgs, analysis_location
 
-    found = resolve_analysis(analysis_location(settings, AppArgs.model_validate(args)))
+    found = resolve_analysis(_analysis_location(settings, args))
     for attribute, model in found.described().items():
         console.print(f"    {attribute}: {model.name} ({model.licence})")
     for attribute, lost in found.missing.items():

@@ -141,6 +141,17 @@ class Detections:
         return DetectedFace(self.bboxes[index], self.landmarks[index], float(self.detection_scores[index]))
 
 
+def face_count(chips: Chips) -> int:
+    return len(next(iter(chips.values()), ()))
+
+
+def merge_chips(parts: Sequence[Chips]) -> Chips:
+    """Chips of several pictures, in the same specs, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    return {spec: np.concatenate([part[spec] for part in parts]) for spec in parts[0]}
+
+
 @dataclass(frozen=True, slots=True)
 class DetectedFace:
     """One face. bbox: (4,) float32 xyxy px. landmarks: (5, 2) float32 px. detection_score in (0, 1]."""

@@ -16,6 +16,7 @@ ROOT = Path(os.environ.get("KINLENS_TEST_DATA", Path(__file__).resolve().parents
 PHOTOS = ROOT / "facedata" / "dev"
 INSIGHTFACE_ROOT = ROOT / "models" / "insightface"
 REFERENCE = ROOT / "models" / "reference"
+DEEPFACE_HOME = ROOT / "models" / "deepface"
 
 
 @dataclass(frozen=True, slots=True)

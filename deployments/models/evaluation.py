@@ -19,6 +19,9 @@ from serve_app.errors import ConfigurationError, ImageError
 from serve_app.faces import DetectionOptions, FloatArray, OperatingPoint
 from serve_app.images import ImageLimits
 
+PHOTO_LIMITS = ImageLimits(60 << 20, 178_000_000)
+"""As large as any picture the service can be set to take: what is evaluated is the operator's own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -73,21 +76,24 @@ def read_pairs(path: Path) -> list[Pair]:
             listed = [(row["file_a"], row["file_b"], row["same"] == "1") for row in rows]
     except (OSError, KeyError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} has neither file_a, file_b and same nor file and identity as columns.") from error
-    root = path.parent if listed and (path.parent / listed[0][0]).exists() else path.parent.parent
+    root = photos_root(path, listed[0][0] if listed else "")
     return [Pair(root / a, root / b, same) for a, b, same in listed]
+
+
+def photos_root(csv_path: Path, first: str) -> Path:
+    """What the paths in a CSV are relative to: its folder, or the one above where its `first` photo is not there."""
+    return csv_path.parent if first and (csv_path.parent / first).exists() else csv_path.parent.parent
 
 
 def verify_pairs(pack: Pack, pairs: Iterable[Pair], progress: Callable[[int, int], None]) -> VerificationReport:
     """Embeds the largest face of each photo once and compares the pairs. `progress(done, total)` after each photo."""
     listed = list(pairs)
     photos = sorted({path for pair in listed for path in (pair.a, pair.b)})
-    engine = DetectionEngine(
-        load_detector(pack, Device.CPU, 2), ImageLimits(60 << 20, 178_000_000), pack.spec.detector.threshold
-    )
+    engine = DetectionEngine(load_detector(pack, Device.CPU, 2), PHOTO_LIMITS, pack.spec.detector.threshold)
     recognizer = EmbeddingEngine(load_recognizer(pack, Device.CPU, 2))
     embeddings: dict[Path, FloatArray] = {}
     for done, path in enumerate(photos, 1):
-        found = engine.run([DetectionRequest(_read(path), DetectionOptions(crops=1))])[0]
+        found = engine.run([DetectionRequest(read_photo(path), DetectionOptions(crops=1))])[0]
         if not isinstance(found, ImageError) and len(found):
             embeddings[path] = recognizer.run([found.crops])[0][0]
         progress(done, len(photos))
@@ -100,7 +106,8 @@ def verify_pairs(pack: Pack, pairs: Iterable[Pair], progress: Callable[[int, int
     )
 
 
-def _read(path: Path) -> bytes:
+def read_photo(path: Path) -> bytes:
+    """Raises ConfigurationError when it is not there."""
     try:
         return path.read_bytes()
     except OSError as error:

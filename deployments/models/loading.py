@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
+from deployments.models import face_api
 from deployments.models.attribute_models import (
     AgeDistribution,
     AttributePredictor,
@@ -112,9 +113,13 @@ def _load_attribute_model(model: ResolvedModel, location: AnalysisLocation, intr
         zoo = _zoo_model(path, "genderage", device, intra_op_threads)
         return GenderAge(zoo.session, zoo.input_mean, zoo.input_std)
     assert spec.input is not None
-    session = create_session(str(path), device, intra_op_threads)
+    graph: bytes | str = str(path)
+    if spec.family == "face_api":
+        assert spec.manifest is not None
+        graph = face_api.convert(path.with_name(spec.manifest.file).read_bytes(), path.read_bytes())
+    session = create_session(graph, device, intra_op_threads)
     network = Network(session, NetworkInput(spec.input.order, spec.input.mean, spec.input.std), logits=spec.logits)
-    if spec.family == "classifier":
+    if spec.family in ("classifier", "face_api"):
         return Classifier(network, spec.attributes[0])
     classes = session.get_outputs()[0].shape[-1]
     if not isinstance(classes, int):

@@ -88,7 +88,7 @@ class MeasuredPoint(_Entry):
 _FOLDER_ATTRIBUTES: dict[Attribute, tuple[str, ...]] = {
     Attribute.AGE: ("genderage", "dlib_age"),
     Attribute.GENDER: ("genderage", "dlib_gender"),
-    Attribute.EMOTION: ("deepface_emotion",),
+    Attribute.EMOTION: ("faceapi_emotion", "deepface_emotion"),
     Attribute.RACE: ("deepface_race",),
 }
 """Of a folder that config/models.toml does not know."""
@@ -291,12 +291,12 @@ def _prepared(source: Path, source_sha256: str, cache_dir: Path, rewrites: Seque
     for rewrite in rewrites:
         rewrite(model)
     prepared = graphs.serialize(model)
-    _write_atomically(target, prepared)
-    _write_atomically(record, hashlib.sha256(prepared).hexdigest().encode("ascii"))
+    write_atomically(target, prepared)
+    write_atomically(record, hashlib.sha256(prepared).hexdigest().encode("ascii"))
     return target
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Several replicas may prepare the same file at once; each writes its own copy and the rename decides."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
         try:

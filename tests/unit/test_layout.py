@@ -65,6 +65,19 @@ def test_drivers_are_imported_only_in_storage() -> None:
     assert [path for path in drivers if not path.startswith("serve_app/storage/")] == []
 
 
+def test_what_extras_bring_is_imported_only_where_a_model_of_theirs_is_loaded() -> None:
+    extras = ("deepface", "tensorflow", "tf_keras", "keras")
+    assert importers(*extras) == {"deployments/models/deepface_models.py"}
+    # And never with the module, which every process imports.
+    tree = ast.parse((ROOT / "deployments/models/deepface_models.py").read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {child for function in functions for child in ast.walk(function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom) and node not in inside:
+            names = [alias.name for alias in node.names] + [(node.module or "") if isinstance(node, ast.ImportFrom) else ""]
+            assert not {name.partition(".")[0] for name in names} & set(extras)
+
+
 def test_services_know_neither_the_api_nor_the_deployments() -> None:
     for path in (ROOT / "serve_app" / "services").glob("*.py"):
         assert not [name for name in imports(path) if name.startswith(("serve_app.api", "deployments", "serve_app.remote"))], (

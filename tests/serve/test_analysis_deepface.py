@@ -1,0 +1,51 @@
+"""DeepFace's models behind the API, in an instance of its own: the weights that are there answer, the others are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deployments.models.deepface_models import DeepFaceEngine, weights_folder
+from tests import data
+from tests.serve.conftest import start, stop
+
+MODELS = {name: f"deepface_{name}" for name in ("age", "gender", "emotion")}
+FILES = ("age_model_weights.onnx", "gender_model_weights.onnx", "facial_expression_model_weights.onnx")
+
+
+def test_deepface_answers_what_its_weights_allow(tmp_path: Path) -> None:
+    if not DeepFaceEngine.ONNX.installed:
+        pytest.skip(f"the extra {DeepFaceEngine.ONNX.extra!r} is not installed")
+    for file in FILES:
+        data.require(weights_folder(data.DEEPFACE_HOME) / file)
+    photo = data.read("fr/obama_obama.jpg")
+    process, served = start(
+        tmp_path,
+        DEEPFACE_HOME=str(data.DEEPFACE_HOME),
+        ATTRIBUTE_MODELS=",".join(f"{attribute}={model}" for attribute, model in [*MODELS.items(), ("race", "deepface_race")]),
+    )
+    try:
+        with served.client() as client:
+            _check(client, photo)
+    finally:
+        stop(process)
+    output = served.output.read_text()
+    assert "race_model_single_batch.onnx" in output and str(data.DEEPFACE_HOME) in output
+
+
+def _check(client: httpx.Client, photo: bytes) -> None:
+    answer = client.post(
+        "/api/v1/face/analyze-face-advanced", files={"file": photo}, data={"actions": "age,gender,emotion,race"}
+    )
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert body["models"] == MODELS
+    (lost,) = body["unavailable"]
+    assert lost["attribute"] == "race" and "race_model_single_batch.onnx" in lost["reason"]
+    attributes = body["faces"][0]["attributes"]
+    assert attributes["race"] is None and attributes["age"]["years"] >= 0
+    for attribute, classes in (("gender", 2), ("emotion", 7)):
+        probabilities = attributes[attribute]["probabilities"]
+        assert len(probabilities) == classes and sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
