@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import yaml
+
 from benchmarks.client import Load, closed_loop, image_request
 from benchmarks.faces import KEY, package_image, service, spread
 from benchmarks.processes import spent, usage
@@ -31,7 +33,8 @@ from serve_app.service import Address, Instance, default_config_path, free_port,
 from serve_app.services.analysis import Analyzer
 
 BARE_BATCH = 8
-CALLERS = 16
+OUTSTANDING = 64
+"""Faces that callers wait for at once."""
 CLIENTS = 16
 
 
@@ -165,7 +168,7 @@ def _repeated(chips: Chips, faces: int) -> Chips:
 async def through_handle(
     analyzer: Analyzer, chips: Chips, attributes: tuple[Attribute, ...], faces: int, seconds: float
 ) -> Measured:
-    """CALLERS that each send `faces` faces as soon as the last are answered."""
+    """Callers that each send `faces` faces as soon as the last are answered, `OUTSTANDING` in all."""
     payload = _repeated(chips, faces)
     done = 0
 
@@ -177,7 +180,7 @@ async def through_handle(
 
     async def load(duration_s: float) -> None:
         until = time.perf_counter() + duration_s
-        await asyncio.gather(*(caller(until) for _ in range(CALLERS)))
+        await asyncio.gather(*(caller(until) for _ in range(OUTSTANDING // faces)))
 
     await load(1.0)
     done = 0
@@ -187,19 +190,41 @@ async def through_handle(
     return Measured(done, elapsed_s, sum(spent(before, usage(os.getpid())).values()))
 
 
-def report(title: str, rows: dict[str, list[Measured]], bare: list[Measured]) -> dict[str, object]:
-    print(f"\n### {title}\n\n| | faces/s | CPU ms a face | throughput / bare | CPU / bare |\n|---|---|---|---|---|")
-    print(f"| bare | {spread([m.per_second for m in bare], 1)} | {spread([m.cpu_ms for m in bare])} | 1 | 1 |")
-    data: dict[str, object] = {"bare": [[m.per_second, m.cpu_ms] for m in bare]}
+def report(title: str, rows: dict[str, list[Measured]], bare: list[Measured], idle_cores: float) -> dict[str, object]:
+    """`idle_cores`: what the instance takes when nobody asks anything."""
+    head = "| | faces/s | CPU ms a face | throughput / bare | CPU / bare | CPU less idle / bare |"
+    print(f"\n### {title}\n\n{head}\n|---|---|---|---|---|---|")
+    print(f"| bare | {spread([m.per_second for m in bare], 1)} | {spread([m.cpu_ms for m in bare])} | 1 | 1 | 1 |")
+    data: dict[str, object] = {"idle_cores": idle_cores, "bare": [[m.per_second, m.cpu_ms] for m in bare]}
     for name, measured in rows.items():
         ratios = [m.per_second / b.per_second for m, b in zip(measured, bare, strict=True)]
         cpu = [m.cpu_ms / b.cpu_ms for m, b in zip(measured, bare, strict=True)]
+        busy = [(m.cpu_ms - idle_cores / m.per_second * 1e3) / b.cpu_ms for m, b in zip(measured, bare, strict=True)]
         print(
             f"| {name} | {spread([m.per_second for m in measured], 1)} | {spread([m.cpu_ms for m in measured])} "
-            f"| {spread(ratios)} | {spread(cpu)} |"
+            f"| {spread(ratios)} | {spread(cpu)} | {spread(busy)} |"
         )
         data[name] = [[m.per_second, m.cpu_ms] for m in measured]
     return data
+
+
+async def idle(pid: int) -> float:
+    """Cores that the process and its children take when nobody asks anything."""
+    before = usage(pid)
+    await asyncio.sleep(5)
+    return sum(spent(before, usage(pid)).values()) / 5
+
+
+def all_cores(config: Path, folder: Path) -> Path:
+    """`config` with one replica of Analysis that may use every core: what autoscaling would come to, from the start."""
+    raw = yaml.safe_load(config.read_text(encoding="utf-8"))
+    for deployment in raw["applications"][0]["deployments"]:
+        if deployment["name"] == "Analysis":
+            deployment["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
+            deployment["user_config"] |= {"threads": os.cpu_count() or 1}
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return path
 
 
 def measure_deployment(options: argparse.Namespace, location: AnalysisLocation) -> dict[str, object]:
@@ -213,25 +238,28 @@ def measure_deployment(options: argparse.Namespace, location: AnalysisLocation) 
     bare: list[Measured] = []
     served: dict[str, list[Measured]] = {f"Analysis, {faces} faces a call": [] for faces in options.faces}
 
-    async def rounds() -> None:
+    async def rounds() -> float:
         # One loop for all of them: the router belongs to the first that calls it.
         analyzer = RemoteAnalyzer(serve.get_deployment_handle("Analysis", "kinlens"))
         for _ in range(options.rounds):
             bare.append(await asyncio.to_thread(pool.run, options.seconds))
             for faces, measured in zip(options.faces, served.values(), strict=True):
                 measured.append(await through_handle(analyzer, chips, attributes, faces, options.seconds))
+        return await idle(os.getpid())
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ["DATA_DIR"], os.environ["API_KEY"] = folder, KEY
         address = Address("127.0.0.1", free_port())
-        with Instance(options.config or default_config_path(), address, Path(folder) / "instance.json") as instance:
+        config = all_cores(options.config or default_config_path(), Path(folder))
+        with Instance(config, address, Path(folder) / "instance.json") as instance:
             instance.start_ray()
             instance.start_serve(lambda _: None)
             # Not closed here: Serve's handles outlive the rounds, and are shut down on the loop they were used on.
             loop = asyncio.new_event_loop()
-            loop.run_until_complete(rounds())
+            idle_cores = loop.run_until_complete(rounds())
     pool.close()
-    return report(f"{options.attributes}, {CALLERS} callers", served, bare)
+    title = f"{options.attributes}: the deployment through its handle, {OUTSTANDING} faces outstanding"
+    return report(title, served, bare, idle_cores)
 
 
 async def measure_endpoint(options: argparse.Namespace, location: AnalysisLocation) -> dict[str, object]:
@@ -249,8 +277,11 @@ async def measure_endpoint(options: argparse.Namespace, location: AnalysisLocati
             load: Load = await closed_loop(port, [request], CLIENTS, options.seconds)
             cpu_s = sum(spent(before, usage(pid)).values())
             served.append(Measured(load.completed * 6, load.elapsed_s, cpu_s))
+        idle_cores = await idle(pid)
     pool.close()
-    return report(f"analyze-face-advanced over HTTP, t1.jpg (six faces), {CLIENTS} clients", {"Kinlens": served}, bare)
+    return report(
+        f"analyze-face-advanced over HTTP, t1.jpg (six faces), {CLIENTS} clients", {"Kinlens": served}, bare, idle_cores
+    )
 
 
 def main() -> None:

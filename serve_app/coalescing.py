@@ -55,7 +55,8 @@ class Coalescer(Generic[KeyT, ItemT, ResultT]):
         future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(item, self._weight(item), future)
         self._queues[key].append(waiting)
-        self._dispatch(key)
+        # Not at once: whoever was woken by the same event submits first.
+        asyncio.get_running_loop().call_soon(self._dispatch, key)
         try:
             return await future
         except asyncio.CancelledError:
@@ -101,7 +102,7 @@ class Coalescer(Generic[KeyT, ItemT, ResultT]):
             if not self._queues[key] and not self._under_way[key]:
                 del self._queues[key], self._under_way[key]
             else:
-                self._dispatch(key)
+                asyncio.get_running_loop().call_soon(self._dispatch, key)
 
     async def _resolve(self, key: KeyT, call: list[_Waiting[ItemT, ResultT]]) -> None:
         try:

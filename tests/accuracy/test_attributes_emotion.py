@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from config.settings import Settings
+from deployments.models.attribute_labels import class_of
 from deployments.models.attribute_packs import AnalysisLocation, Missing, attribute_model_specs, find_model
 from deployments.models.loading import load_attribute_models, load_detector
 from deployments.models.packs import Pack, PackLocation
@@ -25,15 +26,6 @@ from tests import data
 NAME = "faceapi_emotion"
 LIMITS = ImageLimits(20 << 20, 50_000_000)
 CHIP = ChipSpec(Frame.ARCFACE, 112)
-CLASS_OF = {
-    "angry": "anger",
-    "happy": "happiness",
-    "sad": "sadness",
-    "fearful": "fear",
-    "disgusted": "disgust",
-    "surprised": "surprise",
-}
-"""Labels of the manifest that are not named as the classes are."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +59,7 @@ def labelled(opencv_pack: Pack) -> tuple[ChipArray, list[str]]:
     detector = load_detector(opencv_pack, Device.CPU, 2)
     chips, labels = [], []
     for row in rows:
-        label = CLASS_OF.get(row["emotion"], row["emotion"])
+        label = class_of(Attribute.EMOTION, row["emotion"])
         if label not in classes:
             continue
         pixels = decode(data.require(data.PHOTOS.parent / row["file"]).read_bytes(), LIMITS).pixels

@@ -1,4 +1,4 @@
-"""The face API end to end: HTTP, HAProxy, three deployments, the real default models."""
+"""The face API end to end: HTTP, HAProxy, four deployments, the real default models."""
 
 from __future__ import annotations
 

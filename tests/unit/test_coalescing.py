@@ -41,9 +41,12 @@ def coalescer(far: Far, full: int = 4) -> Coalescer[str, int, int]:
 
 
 async def submitted(one: Coalescer[str, int, int], *items: int, key: str = "a") -> list[asyncio.Task[int]]:
-    tasks = [asyncio.create_task(one.submit(key, item)) for item in items]
-    for _ in range(5):
-        await asyncio.sleep(0)
+    """One after another, each with time to be sent."""
+    tasks = []
+    for item in items:
+        tasks.append(asyncio.create_task(one.submit(key, item)))
+        for _ in range(5):
+            await asyncio.sleep(0)
     return tasks
 
 
@@ -61,6 +64,14 @@ async def test_what_comes_meanwhile_goes_together_in_order() -> None:
     far.gate.set()
     assert await asyncio.gather(*tasks) == [2, 4, 6, 8, 10]
     assert far.calls[2:] == [("a", [3, 4, 5])]
+
+
+async def test_those_woken_by_the_same_event_go_together() -> None:
+    far = Far()
+    one = coalescer(far)
+    tasks = [asyncio.create_task(one.submit("a", item)) for item in (1, 2, 3)]
+    far.gate.set()
+    assert await asyncio.gather(*tasks) == [2, 4, 6] and far.calls == [("a", [1, 2, 3])]
 
 
 async def test_a_full_call_waits_for_nobody() -> None:
