@@ -48,6 +48,12 @@ class Settings(BaseSettings):
         None, description="host:port under which clients reach MinIO; presigned URLs are signed for it. Empty: MINIO_ENDPOINT."
     )
 
+    library_collection: str = Field(
+        "library",
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
+        description="The collection that is the photo library; made with the first photo.",
+    )
+
     model_pack: str = Field("opencv", description="A pack of config/models.toml, or a folder of InsightFace models.")
     model_root: Path = Field(
         Path("~/.insightface"), description="Where InsightFace packs lie: MODEL_ROOT/models/NAME or MODEL_ROOT/NAME."

@@ -13,9 +13,12 @@ from serve_app.services.erasure import Eraser
 from serve_app.services.housekeeping import Housekeeping
 from serve_app.services.models import ModelInfo
 from serve_app.services.people import People
+from serve_app.services.photos import Photos
+from serve_app.services.pictures import PictureReader
 from serve_app.services.pipeline import FacePipeline
 from serve_app.services.review import ReviewLimits
 from serve_app.services.search import PersonSearch
+from serve_app.services.thumbnails import Thumbnails
 from serve_app.storage.database import Database, Dsn
 from serve_app.storage.objects import ObjectStore
 
@@ -28,25 +31,34 @@ class Gallery:
     people: People
     enrolment: Enrolment
     search: PersonSearch
+    photos: Photos
+    thumbnails: Thumbnails
     housekeeping: Housekeeping
 
     async def close(self) -> None:
         await self.housekeeping.stop()
+        await self.thumbnails.close()
         await self.database.close()
         await self.objects.close()
 
 
 def open_gallery(
-    settings: Settings, pipeline: FacePipeline, model: ModelInfo, database_dsn: Dsn, objects: ObjectStore
+    settings: Settings,
+    pipeline: FacePipeline,
+    pictures: PictureReader,
+    model: ModelInfo,
+    database_dsn: Dsn,
+    objects: ObjectStore,
 ) -> Gallery:
     """Connects to nothing yet: the first request does."""
     database = Database(database_dsn, settings.database_pool_size)
     eraser = Eraser(database, objects)
     contract = contract_of(model)
+    collections = Collections(database, eraser, contract)
     return Gallery(
         database=database,
         objects=objects,
-        collections=Collections(database, eraser, contract),
+        collections=collections,
         people=People(database, eraser),
         enrolment=Enrolment(
             pipeline,
@@ -58,6 +70,8 @@ def open_gallery(
             settings.max_workers,
         ),
         search=PersonSearch(pipeline, database, contract, model.point),
+        photos=Photos(collections, database, objects, eraser, pictures, settings.library_collection),
+        thumbnails=Thumbnails(database, objects, pictures, settings.library_collection, settings.worker_timeout),
         housekeeping=Housekeeping(database, eraser, objects),
     )
 

@@ -21,7 +21,7 @@ from serve_app.gallery import database_dsn, open_gallery
 from serve_app.images import ImageLimits
 from serve_app.keys import load_or_create_api_key
 from serve_app.local import EmbeddedPostgres
-from serve_app.remote import RemoteAnalyzer, RemoteDetector, RemoteEmbedder
+from serve_app.remote import RemoteAnalyzer, RemoteDetector, RemoteEmbedder, RemotePictures
 from serve_app.services.analysis import FaceAnalysis
 from serve_app.services.fetching import ImageFetcher
 from serve_app.services.models import ModelInfo
@@ -89,7 +89,14 @@ class Ingress:
             model=model,
             admission=Admission(max_in_flight),
             started_at=time.monotonic(),
-            gallery=open_gallery(settings, pipeline, model, database_dsn(own), open_object_store(own, secrets.object_urls)),
+            gallery=open_gallery(
+                settings,
+                pipeline,
+                RemotePictures(detection, limits),
+                model,
+                database_dsn(own),
+                open_object_store(own, secrets.object_urls),
+            ),
             secrets=secrets,
         )
 

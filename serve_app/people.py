@@ -137,7 +137,7 @@ class SearchFilter:
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """What a deletion removed. `object_keys`: originals and crops that no row names any more."""
+    """What a deletion removed. `object_keys`: originals, crops and thumbnails that no row leads to any more."""
 
     persons: int = 0
     faces: int = 0
@@ -146,6 +146,7 @@ class Erased:
     images: int = 0
     crops: int = 0
     object_keys: tuple[str, ...] = field(default=(), repr=False)
+    photos: int = 0
 
     def __add__(self, other: Erased) -> Erased:
         return Erased(
@@ -156,6 +157,7 @@ class Erased:
             self.images + other.images,
             self.crops + other.crops,
             self.object_keys + other.object_keys,
+            self.photos + other.photos,
         )
 
 

@@ -93,3 +93,7 @@ class ThumbnailFormat(StrEnum):
     JPEG = "JPEG"
     WEBP = "WEBP"
     AVIF = "AVIF"
+
+
+THUMBNAIL_SIDES_PX = (160, 320, 640, 1280, 2048)
+"""The sizes thumbnails are kept in: of the longer side. Few, so that what was made for one client serves the next."""

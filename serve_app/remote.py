@@ -18,6 +18,8 @@ from serve_app.attributes import Attribute, AttributeOutputs, split_outputs
 from serve_app.coalescing import Coalescer
 from serve_app.errors import RETRY_AFTER_S, ImageError, ModelUnavailable, Overloaded
 from serve_app.faces import Chips, Crops, DetectionOptions, Detections, FloatArray, face_count, merge_chips
+from serve_app.images import ImageLimits, check_size, sniff
+from serve_app.photos import PictureInfo, ThumbnailFormat
 
 logger = logging.getLogger("ray.serve")
 
@@ -70,6 +72,35 @@ class RemoteDetector:
         if isinstance(answer, ImageError):
             raise answer
         return answer
+
+
+class RemotePictures:
+    """The Detection deployment as a services.pictures.PictureReader. Bytes that are no picture never travel to a replica."""
+
+    def __init__(self, handle: DeploymentHandle, limits: ImageLimits) -> None:
+        self._limits = limits
+        self._inspect: _RemoteMethod[[bytes], PictureInfo | ImageError] = _RemoteMethod(handle, "Detection", "inspect")
+        self._thumbnail: _RemoteMethod[[bytes, int, ThumbnailFormat], bytes | ImageError] = _RemoteMethod(
+            handle, "Detection", "thumbnail"
+        )
+
+    async def inspect(self, image: bytes) -> PictureInfo:
+        self._check(image)
+        answer = await self._inspect(image)
+        if isinstance(answer, ImageError):
+            raise answer
+        return answer
+
+    async def thumbnail(self, image: bytes, side_px: int, image_format: ThumbnailFormat) -> bytes:
+        self._check(image)
+        answer = await self._thumbnail(image, side_px, image_format)
+        if isinstance(answer, ImageError):
+            raise answer
+        return answer
+
+    def _check(self, image: bytes) -> None:
+        check_size(image, self._limits)
+        sniff(image)
 
 
 class RemoteEmbedder:

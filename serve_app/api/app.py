@@ -15,8 +15,22 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.api import collections, compare, enrol_batch, face, faces, health, models, objects, persons, search
-from serve_app.api.deps import PREFIX, ClientGone, Services, admitted, refuse_unknown_query, require_key
+from serve_app.api import (
+    collections,
+    compare,
+    enrol_batch,
+    face,
+    faces,
+    health,
+    models,
+    objects,
+    persons,
+    photo_files,
+    photo_upload,
+    photos,
+    search,
+)
+from serve_app.api.deps import FORMER_PREFIX, PREFIX, ClientGone, Services, admitted, refuse_unknown_query, require_key
 from serve_app.api.docs import add_docs
 from serve_app.api.problems import problem_response
 from serve_app.api.writes import on_replayed
@@ -64,6 +78,9 @@ def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
     api.include_router(compare.router, prefix=PREFIX, dependencies=with_place)
     for resource in (collections, persons, faces, enrol_batch, search):
         api.include_router(resource.router, prefix=PREFIX, dependencies=keyed)
+    for resource in (photo_upload, photos, photo_files):
+        api.include_router(resource.router, prefix=PREFIX, dependencies=keyed)
+        api.include_router(resource.router, prefix=FORMER_PREFIX, dependencies=keyed, include_in_schema=False)
     # Addressed by signature.
     api.include_router(objects.router, prefix=PREFIX)
     add_docs(api)

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 
 PREFIX = "/api/v1"
+FORMER_PREFIX = "/api"
+"""Where the photo endpoints of the former service lay; they answer there as well."""
 MAX_PLAIN_BYTES = 256 << 10
 """A body without pictures: a thousand ids, or a person with its metadata."""
 MAX_FILES = 100

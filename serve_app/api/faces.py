@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi.responses import RedirectResponse
 
 from serve_app.api.collections import receipt_answer
 from serve_app.api.cursors import decode_cursor, encode_cursor
@@ -28,13 +28,12 @@ from serve_app.api.person_answers import (
 )
 from serve_app.api.person_fields import EnrolFields, FaceIdsFields, MoveFields
 from serve_app.api.problems import problem
-from serve_app.api.ranges import byte_range
 from serve_app.api.schemas import Problem
+from serve_app.api.streams import URL_EXPIRES_S, signed_url, stream_object
 from serve_app.api.writes import READ_ERRORS, WRITE_ERRORS, idempotency_header, once
 from serve_app.errors import (
     DuplicateFace,
     EmbeddingModelMismatch,
-    ImageError,
     ImageTooLarge,
     ImageUrlFailed,
     ImageUrlRefused,
@@ -52,9 +51,8 @@ from serve_app.errors import (
     UnlikePerson,
     UnsupportedImage,
 )
-from serve_app.images import sniff
 from serve_app.people import StoredFace
-from serve_app.services.enrolment import CONTENT_TYPES, ITEM_ERRORS, Enrolled
+from serve_app.services.enrolment import ITEM_ERRORS, Enrolled
 from serve_app.services.enrolment_review import EnrolOptions, Item
 from serve_app.services.pipeline import FaceChoice
 from serve_app.services.verification import GivenEmbedding
@@ -80,8 +78,6 @@ ENROL_ERRORS = (
     ModelUnavailable,
     ObjectStoreUnavailable,
 )
-_URL_EXPIRES_S = 900
-_SNIFFED_BYTES = 256
 
 
 @router.post(
@@ -177,24 +173,17 @@ async def _page(collection_id: str, person_id: UUID | None, services: Services, 
 async def get_face(collection_id: str, face_id: UUID, services: ServicesDep) -> Response:
     """With addresses of its crop and of the picture it came from, which expire."""
     face = await services.gallery.people.face(collection_id, face_id)
-    urls = [await _signed(key, services) for key in (face.crop_key, face.image_key)]
+    urls = [await signed_url(key, services) for key in (face.crop_key, face.image_key)]
     return answer(
         FaceDetailAnswer.model_validate(
             _values(face)
             | {
                 "crop_url": urls[0],
                 "image_url": urls[1],
-                "urls_expire_at": datetime.fromtimestamp(int(time.time()) + _URL_EXPIRES_S, UTC),
+                "urls_expire_at": datetime.fromtimestamp(int(time.time()) + URL_EXPIRES_S, UTC),
             }
         )
     )
-
-
-async def _signed(key: str | None, services: Services) -> str | None:
-    if key is None:
-        return None
-    # Of the local store a path: relative to this API's address, whatever proxies stand before it.
-    return await services.gallery.objects.presigned_url(key, _URL_EXPIRES_S)
 
 
 @router.get(
@@ -233,40 +222,8 @@ async def get_image(
     if face.image_key is None:
         raise NotFound("The face came as a vector and has no picture.", face_id=str(face_id))
     if redirect:
-        return RedirectResponse(await _signed(face.image_key, services) or "", 307)
+        return RedirectResponse(await signed_url(face.image_key, services) or "", 307)
     return await stream_object(face.image_key, request, services)
-
-
-async def stream_object(key: str, request: Request, services: Services) -> Response:
-    """An object as a download, whole or in part. Raises NotFound, ObjectStoreUnavailable."""
-    objects = services.gallery.objects
-    try:
-        info = await objects.stat(key)
-        head = await objects.get_range(key, 0, _SNIFFED_BYTES) if info.size_bytes else b""
-        start, length = byte_range(request.headers.get("range"), info.size_bytes)
-        body: AsyncIterator[bytes] = objects.stream(key, start, length)
-    except ObjectMissing as error:
-        raise NotFound("The object is gone.") from error
-    partial = length != info.size_bytes
-    headers = {
-        "Accept-Ranges": "bytes",
-        "Content-Length": str(length),
-        "Cache-Control": "private, max-age=3600",
-        # Never rendered as a page, whatever the bytes are.
-        "Content-Security-Policy": "default-src 'none'; sandbox",
-        "X-Content-Type-Options": "nosniff",
-    }
-    if partial:
-        headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{info.size_bytes}"
-    return StreamingResponse(body, 206 if partial else 200, headers=headers, media_type=_content_type(head))
-
-
-def _content_type(head: bytes) -> str:
-    """By the bytes themselves: what is stored was a picture when it came."""
-    try:
-        return CONTENT_TYPES[sniff(head)]
-    except ImageError:
-        return "application/octet-stream"
 
 
 @router.post(

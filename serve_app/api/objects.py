@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from serve_app.api.deps import ServicesDep
-from serve_app.api.faces import stream_object
 from serve_app.api.openapi import problems
+from serve_app.api.streams import stream_object
 from serve_app.errors import NotFound, ObjectStoreUnavailable
 from serve_app.storage.local_objects import LocalObjectStore
 

@@ -134,6 +134,7 @@ class ReceiptAnswer(Answer):
     templates: int
     images: int
     crops: int
+    photos: int
     remaining_rows: int
     objects_pending: int
 

@@ -64,7 +64,12 @@ def once(
 
 
 def once_per_item(
-    request: Request, services: Services, index: int, item: Callable[[], bytes], render: Callable[[ResultT], BaseModel]
+    request: Request,
+    services: Services,
+    index: int,
+    item: Callable[[], bytes],
+    render: Callable[[ResultT], BaseModel],
+    collection_id: str | None = None,
 ) -> Once[ResultT]:
     """The same for the item at `index` of a request of many, each a write of its own. `item`: what tells it from others."""
 
@@ -75,7 +80,8 @@ def once_per_item(
     if key is None:
         return Once(None, rendered)
     fingerprint = hashlib.sha256(_fingerprint(request, None) + item()).digest()
-    return Once(WriteKey(hashlib.sha256(key + index.to_bytes(4, "big")).digest(), fingerprint, _collection(request)), rendered)
+    item_key = hashlib.sha256(key + index.to_bytes(4, "big")).digest()
+    return Once(WriteKey(item_key, fingerprint, collection_id or _collection(request)), rendered)
 
 
 def _key(request: Request, services: Services) -> bytes | None:

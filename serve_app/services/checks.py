@@ -171,6 +171,8 @@ def _row_findings(rows: Mismatches) -> list[Finding]:
         (rows.embeddings_of_another_person, "embeddings count for another person than their face"),
         (rows.persons_without_templates, "persons have faces but no template: a search by templates never finds them"),
         (rows.templates_without_person, "templates stand for nobody: they should have been erased"),
+        (rows.pictures_of_nothing, "pictures belong to no face and no photo: they should have been erased"),
+        (rows.photos_of_another_collection, "photos belong to another collection than their picture or their tags"),
     )
     return [Finding(f"{count:,} {text}.") for count, text in described if count]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from serve_app.errors import EmbeddingModelMismatch, ObjectStoreUnavailable
+from serve_app.errors import AlreadyExists, EmbeddingModelMismatch, NotFound, ObjectStoreUnavailable
 from serve_app.people import Collection, CollectionSize, EmbeddingContract, Metadata
 from serve_app.services.erasure import Eraser, Receipt
 from serve_app.services.writing import Once
@@ -47,6 +47,21 @@ class Collections:
             return await collections.create(tx, new.id, new.name, new.metadata, self._contract)
 
         return await once.run(self._database, work)
+
+    async def ensure(self, collection_id: str, name: str) -> Collection:
+        """The collection, made if it is not there: by one of those who ask at the same time."""
+        for _ in range(2):
+            try:
+                async with self._database.connection() as connection:
+                    return await collections.get(connection, collection_id)
+            except NotFound:
+                pass
+            try:
+                return await self._database.run(lambda tx: collections.create(tx, collection_id, name, {}, self._contract))
+            except AlreadyExists:
+                # Unless it was deleted since, the next look finds it.
+                pass
+        raise NotFound(f"The collection {collection_id!r} was deleted meanwhile.", collection_id=collection_id)
 
     async def get(self, collection_id: str) -> tuple[Collection, CollectionSize]:
         async with self._database.connection() as connection:

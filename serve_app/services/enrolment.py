@@ -162,7 +162,7 @@ class Enrolment:
         if isinstance(item.source, GivenEmbedding):
             prepared = PreparedItem(index, item, self._parse(item.source))
         else:
-            digest = await _sha256(item.source)
+            digest = await sha256_of(item.source)
             if person_id is not None:
                 # Before the models: a picture that was enrolled already costs a look-up.
                 await self._refuse_known(collection, person_id, digest)
@@ -302,7 +302,7 @@ def _known_image(digest: bytes | None) -> DuplicateFace:
     return DuplicateFace("The person has a face of this very picture already.", sha256=(digest or b"").hex())
 
 
-async def _sha256(data: bytes) -> bytes:
+async def sha256_of(data: bytes) -> bytes:
     if len(data) > _HASH_INLINE_BYTES:
         return (await asyncio.to_thread(hashlib.sha256, data)).digest()
     return hashlib.sha256(data).digest()

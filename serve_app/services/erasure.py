@@ -33,6 +33,7 @@ class Receipt:
     templates: int
     images: int
     crops: int
+    photos: int
     remaining_rows: int
     objects_pending: int
     object_keys: tuple[str, ...] = field(default=(), repr=False)
@@ -47,6 +48,7 @@ class Receipt:
             erased.templates,
             erased.images,
             erased.crops,
+            erased.photos,
             remaining_rows,
             len(erased.object_keys),
             erased.object_keys,

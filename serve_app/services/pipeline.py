@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from serve_app.errors import RETRY_AFTER_S, MultipleFaces, NoFaceDetected, Overloaded
 from serve_app.faces import ALL_FACES, Crops, DetectionOptions, Detections, EmbeddedFace, FloatArray
 from serve_app.images import ImageLimits, check_size, sniff
 from serve_app.services.analysis import Analyzed, AnalyzeOptions, FaceAnalysis, analyzed_faces
+
+ResultT = TypeVar("ResultT")
 
 
 class Detector(Protocol):
@@ -132,9 +135,14 @@ class FacePipeline:
     async def extract_when_free(self, image: bytes, options: ExtractOptions) -> Extraction:
         """`extract` for one of many pictures of a call, which would otherwise fail for being one call: it waits while the
         models are overloaded. The caller's time limit ends that."""
-        while True:
-            try:
-                return await self.extract(image, options)
-            except Overloaded as error:
-                wait_s = error.details.get("retry_after_s", RETRY_AFTER_S)
-                await asyncio.sleep(float(wait_s) if isinstance(wait_s, int | float) else RETRY_AFTER_S)
+        return await when_free(lambda: self.extract(image, options))
+
+
+async def when_free(call: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """What `call` returns, made again as long as it raises Overloaded. The caller's time limit ends that."""
+    while True:
+        try:
+            return await call()
+        except Overloaded as error:
+            wait_s = error.details.get("retry_after_s", RETRY_AFTER_S)
+            await asyncio.sleep(float(wait_s) if isinstance(wait_s, int | float) else RETRY_AFTER_S)

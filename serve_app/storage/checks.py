@@ -32,6 +32,8 @@ class Mismatches:
     embeddings_of_another_person: int
     persons_without_templates: int
     templates_without_person: int
+    pictures_of_nothing: int
+    photos_of_another_collection: int
 
 
 @contextmanager
@@ -45,7 +47,8 @@ def still_there(collection: Collection) -> Iterator[None]:
 
 async def mismatches(connection: Connection, collection: Collection) -> Mismatches:
     """Of one moment, while others write. `persons_without_templates`: that have faces. `templates_without_person`: of a
-    person that is gone, or has no face left. Reads every row of the collection once or twice."""
+    person that is gone, or has no face left. `pictures_of_nothing`: neither a face nor a photo comes from them.
+    `photos_of_another_collection`: than their picture, or their tags. Reads every row of the collection once or twice."""
     tables = VectorTables.of(collection)
     key = f"{collection.key:d}"
     row = await connection.fetchrow(
@@ -63,7 +66,14 @@ async def mismatches(connection: Connection, collection: Collection) -> Mismatch
                 AND NOT EXISTS (SELECT 1 FROM {tables.templates} t WHERE t.person_id = p.id)) AS persons_without_templates,
             (SELECT count(*) FROM {tables.templates} t
                 WHERE NOT EXISTS (SELECT 1 FROM persons p WHERE p.id = t.person_id AND p.collection_key = {key})
-                OR NOT EXISTS (SELECT 1 FROM faces f WHERE f.person_id = t.person_id)) AS templates_without_person
+                OR NOT EXISTS (SELECT 1 FROM faces f WHERE f.person_id = t.person_id)) AS templates_without_person,
+            (SELECT count(*) FROM images i WHERE i.collection_key = {key}
+                AND NOT EXISTS (SELECT 1 FROM faces f WHERE f.image_id = i.id)
+                AND NOT EXISTS (SELECT 1 FROM photos p WHERE p.image_id = i.id)) AS pictures_of_nothing,
+            (SELECT count(*) FROM photos p JOIN images i ON i.id = p.image_id WHERE p.collection_key = {key}
+                AND (i.collection_key <> {key} OR EXISTS (
+                    SELECT 1 FROM photo_tags t WHERE t.photo_id = p.id AND t.collection_key <> {key}
+                ))) AS photos_of_another_collection
         """
     )
     assert row is not None
@@ -73,6 +83,8 @@ async def mismatches(connection: Connection, collection: Collection) -> Mismatch
         row["embeddings_of_another_person"],
         row["persons_without_templates"],
         row["templates_without_person"],
+        row["pictures_of_nothing"],
+        row["photos_of_another_collection"],
     )
 
 

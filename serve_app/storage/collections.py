@@ -121,13 +121,15 @@ async def delete(tx: Connection, collection: Collection) -> Erased:
     embeddings, templates = await vectors.count(tx, collection)
     rows = await tx.fetch("DELETE FROM faces WHERE collection_key = $1 RETURNING crop_key", collection.key)
     crops = [row["crop_key"] for row in rows if row["crop_key"] is not None]
+    photos = await tx.execute("DELETE FROM photos WHERE collection_key = $1", collection.key)
     images = await tx.fetch("DELETE FROM images WHERE collection_key = $1 RETURNING object_key", collection.key)
     persons = await tx.execute("DELETE FROM persons WHERE collection_key = $1", collection.key)
     await tx.execute("DELETE FROM collections WHERE key = $1", collection.key)
     keys = (*(row["object_key"] for row in images), *crops)
     await objects_outbox.add(tx, keys)
     await vectors.drop_tables(tx, collection)
-    return Erased(vectors.affected(persons), len(rows), embeddings, templates, len(images), len(crops), keys)
+    removed = vectors.affected(persons), len(rows), embeddings, templates, len(images), len(crops), keys
+    return Erased(*removed, photos=vectors.affected(photos))
 
 
 async def remaining_rows(connection: Connection, collection: Collection) -> int:
@@ -138,6 +140,8 @@ async def remaining_rows(connection: Connection, collection: Collection) -> int:
             "SELECT (SELECT count(*) FROM persons WHERE collection_key = $1)"
             " + (SELECT count(*) FROM faces WHERE collection_key = $1)"
             " + (SELECT count(*) FROM images WHERE collection_key = $1)"
+            " + (SELECT count(*) FROM photos WHERE collection_key = $1)"
+            " + (SELECT count(*) FROM photo_tags WHERE collection_key = $1)"
             " + (to_regclass($2) IS NOT NULL)::int + (to_regclass($3) IS NOT NULL)::int",
             collection.key,
             tables.embeddings,

@@ -24,7 +24,7 @@ CHUNK_BYTES = 4 << 20
 """What a step of a dump holds, at most."""
 
 OUR_TABLES = ("alembic_version", "collections", "embedding_models", "faces", "idempotency_keys", "images", "object_deletions",
-              "persons")  # fmt: skip
+              "persons", "photo_tags", "photos")  # fmt: skip
 """Of the newest schema, beside the vector tables. A restore removes these and nothing else; a test keeps them complete."""
 
 _LOCK_TIMEOUT_S = 60

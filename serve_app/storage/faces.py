@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from serve_app.errors import NotFound
-from serve_app.people import Collection, Erased, NewFace, NewImage, StoredFace
-from serve_app.storage import objects_outbox, vectors
+from serve_app.people import Collection, Erased, NewFace, StoredFace
+from serve_app.storage import images, objects_outbox, vectors
 from serve_app.storage.database import Connection, Row
 from serve_app.storage.vectors import VectorTables
 
@@ -23,15 +23,15 @@ async def insert(tx: Connection, collection: Collection, person_id: UUID, faces:
 
     A picture the collection has already keeps its object; the one uploaded for nothing goes to the outbox.
     """
-    images: dict[UUID, UUID] = {}
+    image_ids: dict[UUID, UUID] = {}
     unique = {face.image.id: face.image for face in faces if face.image is not None}
     for image in sorted(unique.values(), key=lambda image: image.sha256):
-        images[image.id] = await _insert_image(tx, collection, image)
+        image_ids[image.id] = await images.insert(tx, collection, image)
     await tx.executemany(
         "INSERT INTO faces (id, collection_key, person_id, image_id, bbox, landmarks, detection_score, quality, crop_key,"
         " taken_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, coalesce($10, now()))",
         [
-            (face.id, collection.key, person_id, images[face.image.id] if face.image else None, face.bbox, face.landmarks,
+            (face.id, collection.key, person_id, image_ids[face.image.id] if face.image else None, face.bbox, face.landmarks,
              face.detection_score, face.quality, face.crop_key, face.taken_at)
             for face in faces
         ],
@@ -40,22 +40,6 @@ async def insert(tx: Connection, collection: Collection, person_id: UUID, faces:
     rows = await tx.fetch(f"{_COLUMNS} WHERE f.id = ANY($1::uuid[]) ORDER BY f.id", [face.id for face in faces])
     stored = {row["id"]: _face(row) for row in rows}
     return [stored[face.id] for face in faces]
-
-
-async def _insert_image(tx: Connection, collection: Collection, image: NewImage) -> UUID:
-    # The update that changes nothing waits for whoever is deleting the picture, and keeps the row from then on.
-    row = await tx.fetchrow(
-        "INSERT INTO images (id, collection_key, sha256, object_key, size_bytes, format, width_px, height_px)"
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
-        " ON CONFLICT (collection_key, sha256) DO UPDATE SET sha256 = excluded.sha256 RETURNING id, object_key",
-        image.id, collection.key, image.sha256, image.object_key, image.size_bytes, image.format, image.width_px,
-        image.height_px,
-    )  # fmt: skip
-    assert row is not None
-    if row["object_key"] != image.object_key:
-        await objects_outbox.add(tx, [image.object_key])
-    image_id: UUID = row["id"]
-    return image_id
 
 
 async def images_of_person(
@@ -102,6 +86,14 @@ async def owners(connection: Connection, collection: Collection, face_ids: Seque
     return {row["id"]: row["person_id"] for row in rows}
 
 
+async def of_image(tx: Connection, collection: Collection, image_id: UUID) -> dict[UUID, UUID | None]:
+    """Every face of the picture and its person."""
+    rows = await tx.fetch(
+        "SELECT id, person_id FROM faces WHERE image_id = $1 AND collection_key = $2", image_id, collection.key
+    )
+    return {row["id"]: row["person_id"] for row in rows}
+
+
 async def ids_of_persons(tx: Connection, person_ids: Sequence[UUID]) -> list[UUID]:
     rows = await tx.fetch("SELECT id FROM faces WHERE person_id = ANY($1::uuid[])", list(person_ids))
     return [row["id"] for row in rows]
@@ -121,8 +113,8 @@ async def move(tx: Connection, collection: Collection, face_id: UUID, person_id:
 
 
 async def delete(tx: Connection, collection: Collection, face_ids: Sequence[UUID]) -> Erased:
-    """Faces, embeddings, crops, and pictures that no other face comes from. Their persons must be locked; templates are
-    the caller's to refresh. Objects are handed to the outbox."""
+    """Faces, embeddings, crops, and pictures that neither another face nor a photo comes from. Their persons must be locked;
+    templates are the caller's to refresh. Objects are handed to the outbox."""
     ids = list(face_ids)
     rows = await tx.fetch(
         "DELETE FROM faces WHERE id = ANY($1::uuid[]) AND collection_key = $2 RETURNING image_id, crop_key",
@@ -135,16 +127,10 @@ async def delete(tx: Connection, collection: Collection, face_ids: Sequence[UUID
     )
     crops = [row["crop_key"] for row in rows if row["crop_key"] is not None]
     image_ids = sorted({row["image_id"] for row in rows if row["image_id"] is not None})
-    # Locked first, looked at after: somebody may have been about to enrol another face of the same picture.
-    await tx.execute("SELECT 1 FROM images WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE", image_ids)
-    images = await tx.fetch(
-        "DELETE FROM images WHERE id = ANY($1::uuid[]) AND NOT EXISTS (SELECT 1 FROM faces WHERE image_id = images.id)"
-        " RETURNING object_key",
-        image_ids,
-    )
-    keys = (*(row["object_key"] for row in images), *crops)
+    pictures = await images.delete_unused(tx, image_ids)
+    keys = (*pictures, *crops)
     await objects_outbox.add(tx, keys)
-    return Erased(0, len(rows), vectors.affected(embeddings), 0, len(images), len(crops), keys)
+    return Erased(0, len(rows), vectors.affected(embeddings), 0, len(pictures), len(crops), keys)
 
 
 def missing(face_id: UUID) -> NotFound:

@@ -13,6 +13,8 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
+from serve_app.photos import THUMBNAIL_SIDES_PX, ThumbnailFormat
+
 MAX_KEY_LENGTH = 512
 MAX_EXPIRES_S = 7 * 24 * 3600
 """The longest a presigned URL may live: what S3 signatures allow."""
@@ -23,6 +25,7 @@ SLICE_BYTES = 1 << 20
 
 _MAX_SEGMENT_LENGTH = 255
 _SEGMENT = re.compile(r"[a-z0-9][a-z0-9._-]*")
+_THUMBNAIL = re.compile(r"collections/[0-9]+/thumbnails/[0-9]+/[0-9a-f]{2}/([0-9a-f]{32})\.[a-z]+")
 
 
 class ObjectMissing(Exception):
@@ -176,11 +179,32 @@ def crop_key(collection_key: int, face_id: UUID) -> str:
     return f"{collection_prefix(collection_key)}crops/{_sharded(face_id)}.png"
 
 
-def thumbnail_key(collection_key: int, image_id: UUID, width_px: int) -> str:
-    """A smaller copy of a picture, JPEG. Raises ValueError unless width_px is positive."""
-    if width_px < 1:
-        raise ValueError(f"A thumbnail is not {width_px} pixels wide.")
-    return f"{collection_prefix(collection_key)}thumbnails/{width_px}/{_sharded(image_id)}.jpg"
+_THUMBNAIL_SUFFIXES = {ThumbnailFormat.JPEG: "jpg", ThumbnailFormat.WEBP: "webp", ThumbnailFormat.AVIF: "avif"}
+
+
+def thumbnail_key(
+    collection_key: int, image_id: UUID, side_px: int, image_format: ThumbnailFormat = ThumbnailFormat.JPEG
+) -> str:
+    """A smaller copy of a picture. Raises ValueError unless side_px is positive."""
+    if side_px < 1:
+        raise ValueError(f"A thumbnail's side is not {side_px} pixels.")
+    suffix = _THUMBNAIL_SUFFIXES[image_format]
+    return f"{collection_prefix(collection_key)}thumbnails/{side_px}/{_sharded(image_id)}.{suffix}"
+
+
+def thumbnail_keys(collection_key: int, image_id: UUID) -> list[str]:
+    """Every thumbnail a picture may have, made or not."""
+    return [
+        thumbnail_key(collection_key, image_id, side_px, image_format)
+        for side_px in THUMBNAIL_SIDES_PX
+        for image_format in ThumbnailFormat
+    ]
+
+
+def thumbnail_image(key: str) -> UUID | None:
+    """The id of the picture that `key` is a thumbnail of; None for any other key."""
+    found = _THUMBNAIL.fullmatch(key)
+    return None if found is None else UUID(hex=found[1])
 
 
 def _sharded(identity: UUID) -> str:

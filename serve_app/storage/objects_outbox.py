@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serve_app.storage.database import Connection
+from serve_app.storage.objects import thumbnail_image
 
 BACKUP_LOCK = 0x6B6C6261636B7570
 """Advisory lock: held while a backup runs, so that no object vanishes between its rows and its bytes."""
@@ -65,11 +66,18 @@ async def still_pending(connection: Connection, object_keys: Sequence[str]) -> i
 
 
 async def known_keys(connection: Connection, object_keys: Sequence[str]) -> set[str]:
-    """Those of `object_keys` that a row names, or that wait here for their deletion."""
+    """Those of `object_keys` that a row names, that are thumbnails of a picture there is, or that wait here for their
+    deletion."""
+    thumbnails = {key: image_id for key in object_keys if (image_id := thumbnail_image(key)) is not None}
     rows = await connection.fetch(
         "SELECT object_key AS key FROM images WHERE object_key = ANY($1::text[])"
         " UNION ALL SELECT crop_key FROM faces WHERE crop_key = ANY($1::text[])"
         " UNION ALL SELECT object_key FROM object_deletions WHERE object_key = ANY($1::text[])",
         list(object_keys),
     )
-    return {row["key"] for row in rows}
+    known = {row["key"] for row in rows}
+    if thumbnails:
+        rows = await connection.fetch("SELECT id FROM images WHERE id = ANY($1::uuid[])", [*set(thumbnails.values())])
+        present = {row["id"] for row in rows}
+        known |= {key for key, image_id in thumbnails.items() if image_id in present}
+    return known

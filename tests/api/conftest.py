@@ -34,9 +34,11 @@ from serve_app.faces import (
 )
 from serve_app.gallery import open_gallery
 from serve_app.images import ImageLimits, sniff
+from serve_app.photos import PictureInfo, ThumbnailFormat
 from serve_app.services.analysis import FaceAnalysis
 from serve_app.services.fetching import ImageFetcher
 from serve_app.services.models import FileInfo, ModelInfo
+from serve_app.services.pictures import PictureReader
 from serve_app.services.pipeline import FacePipeline
 from serve_app.services.verification import Verification
 from serve_app.storage.database import Dsn
@@ -153,6 +155,31 @@ class FakeAnalyzer:
         return {attribute: rows[attribute] for attribute in attributes}
 
 
+@dataclass
+class FakePictures:
+    """A JPEG says what `infos` has for its bytes, else nothing but its format. A thumbnail is the bytes and its size."""
+
+    infos: dict[bytes, PictureInfo] = field(default_factory=dict)
+    error: KinlensError | None = None
+    delay_s: float = 0.0
+    inspected: int = 0
+
+    async def inspect(self, image: bytes) -> PictureInfo:
+        self.inspected += 1
+        await asyncio.sleep(self.delay_s)
+        return self.infos.get(image) or PictureInfo(self._read(image), 640, 480)
+
+    async def thumbnail(self, image: bytes, side_px: int, image_format: ThumbnailFormat) -> bytes:
+        return f"{image_format} {side_px} ".encode() + self._read(image).encode() + image
+
+    def _read(self, image: bytes) -> str:
+        if self.error is not None:
+            raise self.error
+        if image.endswith(b"broken"):
+            raise InvalidImage("The JPEG data is damaged or incomplete.")
+        return sniff(image)
+
+
 def attribute_model(attribute: Attribute, *classes: str, interval: AgeInterval | None = None) -> AttributeModel:
     return AttributeModel(
         attribute,
@@ -203,6 +230,7 @@ def make_services(
     dsn: Dsn = no_database,
     objects: ObjectStore | None = None,
     analyzer: FakeAnalyzer | None = None,
+    pictures: PictureReader | None = None,
 ) -> Services:
     point, places = settings.pop("point", True), int(str(settings.pop("places", 64)))
     configured = Settings.model_validate({"api_key": None, **settings})
@@ -241,7 +269,14 @@ def make_services(
         model=model,
         admission=Admission(places),
         started_at=time.monotonic(),
-        gallery=open_gallery(configured, pipeline, model, dsn, objects or LocalObjectStore(Path("/nonexistent"), b"k" * 32)),
+        gallery=open_gallery(
+            configured,
+            pipeline,
+            pictures or FakePictures(),
+            model,
+            dsn,
+            objects or LocalObjectStore(Path("/nonexistent"), b"k" * 32),
+        ),
         secrets=Secrets.of(KEY),
     )
 

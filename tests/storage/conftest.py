@@ -25,7 +25,7 @@ from serve_app.storage.database import Dsn
 from serve_app.storage.local_objects import LocalObjectStore
 from serve_app.storage.minio_objects import MinioObjectStore
 from serve_app.storage.objects import ObjectStore
-from tests.api.conftest import KEY, FakeDetector, FakeEmbedder, make_services
+from tests.api.conftest import KEY, FakeDetector, FakeEmbedder, FakePictures, make_services
 from tests.storage.object_servers import *  # noqa: F403  fixtures
 from tests.storage.object_servers import SERVERS, ObjectServer
 from tests.storage.postgres_server import postgres_server  # noqa: F401  fixture
@@ -70,6 +70,7 @@ class StoredWorld:
 
     detector: FakeDetector
     embedder: FakeEmbedder
+    pictures: FakePictures
     services: Services
     api: FastAPI
     client: httpx.AsyncClient
@@ -132,18 +133,25 @@ MakeStoredWorld = Callable[..., StoredWorld]
 async def make_stored(database_dsn: str, tmp_path: Path) -> AsyncIterator[MakeStoredWorld]:
     worlds: list[StoredWorld] = []
 
-    def make(*, objects: ObjectStore | None = None, dsn: Dsn | None = None, **settings: object) -> StoredWorld:
-        detector, embedder = FakeDetector(), FakeEmbedder()
+    def make(
+        *,
+        objects: ObjectStore | None = None,
+        dsn: Dsn | None = None,
+        pictures: FakePictures | None = None,
+        **settings: object,
+    ) -> StoredWorld:
+        detector, embedder, pictures = FakeDetector(), FakeEmbedder(), pictures or FakePictures()
         store = objects or LocalObjectStore(tmp_path / "objects", Secrets.of(KEY).object_urls)
         address = dsn or (lambda: database_dsn)
-        services = make_services(detector, embedder, {"data_dir": tmp_path, **settings}, address, store)
+        configured = {"data_dir": tmp_path, **settings}
+        services = make_services(detector, embedder, configured, address, store, pictures=pictures)
         api = create_api(services)
         client = httpx.AsyncClient(
             transport=httpx.ASGITransport(api, raise_app_exceptions=False),
             base_url="http://test",
             headers={"Authorization": f"Bearer {KEY}"},
         )
-        worlds.append(StoredWorld(detector, embedder, services, api, client, address(), tmp_path))
+        worlds.append(StoredWorld(detector, embedder, pictures, services, api, client, address(), tmp_path))
         return worlds[-1]
 
     yield make

@@ -38,7 +38,7 @@ async def test_erasing_a_person_leaves_nothing_of_it(stored: StoredWorld) -> Non
     receipt = (await stored.client.delete(f"{collection}/persons/{anna}")).json()
     assert receipt == {
         "collections": 0, "persons": 1, "faces": 3, "embeddings": 3, "templates": receipt["templates"], "images": 2,
-        "crops": 2, "remaining_rows": 0, "objects_pending": 0,
+        "crops": 2, "photos": 0, "remaining_rows": 0, "objects_pending": 0,
     } and receipt["templates"] >= 1  # fmt: skip
     assert len(before) == 6 and len(await stored.object_keys()) == 2
     for probe in (X, Y, Z):

@@ -63,12 +63,12 @@ async def test_only_what_nothing_names_and_is_old_goes(stored: StoredWorld) -> N
         await objects_outbox.add(connection, [waiting])
 
     found = await collector(stored).find_orphans(DAY)
-    assert (found.orphans, found.orphan_bytes, found.young, found.unknown, found.deleted) == (2, 10, 1, 2, 0)
-    assert set(found.orphan_keys) == {old, elsewhere}
+    assert (found.orphans, found.orphan_bytes, found.young, found.unknown, found.deleted) == (3, 15, 1, 1, 0)
+    assert set(found.orphan_keys) == {old, elsewhere, thumbnail}
     assert len(await keys(stored.gallery.objects)) == 8 + 7
 
-    assert (await collector(stored).find_orphans(DAY, delete=True)).deleted == 2
-    assert await keys(stored.gallery.objects) == named | {young, waiting, thumbnail, foreign, "other/program"}
+    assert (await collector(stored).find_orphans(DAY, delete=True)).deleted == 3
+    assert await keys(stored.gallery.objects) == named | {young, waiting, foreign, "other/program"}
     assert await Eraser(stored.gallery.database, stored.gallery.objects).sweep() == 1
     assert waiting not in await keys(stored.gallery.objects)
 

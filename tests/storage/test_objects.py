@@ -44,6 +44,7 @@ from serve_app.storage.objects import (
     is_key,
     original_key,
     thumbnail_key,
+    thumbnail_keys,
 )
 from serve_app.storage.stores import open_object_store
 from tests.storage.object_servers import HOST, NO_MINIO, SERVERS, SIGNING_KEY, Backend, ObjectServer, free_ports
@@ -999,3 +1000,5 @@ class TestKeys:
             collection_prefix(-1)
         with pytest.raises(ValueError):
             thumbnail_key(1, identity, 0)
+        every = thumbnail_keys(7, identity)
+        assert len(set(every)) == 15 and "collections/7/thumbnails/320/c2/0198f6a17c3e7d2b9a415d8e3f10a7c2.avif" in every

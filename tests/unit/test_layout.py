@@ -23,9 +23,11 @@ ARRAYS = {
     "serve_app/storage/bulk.py",
     "serve_app/storage/vectors.py",
     "serve_app/chips.py",
+    "serve_app/exif.py",
     "serve_app/faces.py",
     "serve_app/images.py",
     "serve_app/quality.py",
+    "serve_app/thumbnails.py",
     "deployments/process.py",
 }
 

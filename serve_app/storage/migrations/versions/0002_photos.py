@@ -10,7 +10,7 @@ down_revision = "0001"
 _STATEMENTS = (
     # A photo is a picture of a collection with a name, a date and a place; the bytes and their hash are in `images`.
     # `taken_at` sorts: the camera's clock with its zone, the same in UTC where it says no zone, else the time of upload.
-    # `taken_local` is what the clock showed.
+    # `taken_local` is what the clock showed. `tag_count` repeats what `photo_tags` says, for the index of those without any.
     """
     CREATE TABLE photos (
         id uuid PRIMARY KEY,
@@ -27,12 +27,15 @@ _STATEMENTS = (
         longitude double precision CHECK (longitude BETWEEN -180 AND 180),
         altitude_m real,
         orientation smallint NOT NULL CHECK (orientation BETWEEN 1 AND 8),
+        tag_count smallint NOT NULL DEFAULT 0,
         created_at timestamptz NOT NULL DEFAULT now(),
         updated_at timestamptz NOT NULL DEFAULT now()
     )
     """,
     "CREATE INDEX photos_by_date ON photos (collection_key, taken_at, id)",
     "CREATE INDEX photos_by_upload ON photos (collection_key, created_at, id)",
+    "CREATE INDEX photos_by_folder ON photos (collection_key, folder, taken_at, id)",
+    "CREATE INDEX photos_untagged ON photos (collection_key, taken_at, id) WHERE tag_count = 0",
     # `collection_key` again, so that a tag is found without its photos.
     """
     CREATE TABLE photo_tags (

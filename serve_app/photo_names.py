@@ -1,0 +1,59 @@
+"""What photos are called: file names, folders and tags, as they are kept. Pure."""
+
+from __future__ import annotations
+
+import unicodedata
+
+MAX_TAG_LENGTH = 100
+MAX_TAGS = 100
+"""Of one photo."""
+MAX_FOLDER_LENGTH = 500
+MAX_FILE_NAME_LENGTH = 255
+_MAX_KEPT_SUFFIX = 16
+_UNSHOWABLE = ("Cc", "Cs", "Zl", "Zp")
+
+
+def tag(text: str) -> str:
+    """Normalized (NFC), without spaces at the ends. Raises ValueError."""
+    found = _plain(text, "a tag")
+    if not 1 <= len(found) <= MAX_TAG_LENGTH:
+        raise ValueError(f"a tag has 1 to {MAX_TAG_LENGTH} characters")
+    return found
+
+
+def folder(text: str) -> str:
+    """`Rome/2024`: parts without spaces at their ends, joined by single slashes; empty for none. Raises ValueError."""
+    parts = [_plain(part, "a folder") for part in text.replace("\\", "/").split("/")]
+    if {".", ".."} & set(parts):
+        raise ValueError("a folder has no parts `.` and `..`")
+    found = "/".join(part for part in parts if part)
+    if len(found) > MAX_FOLDER_LENGTH:
+        raise ValueError(f"a folder has at most {MAX_FOLDER_LENGTH} characters")
+    return found
+
+
+def file_name(text: str | None) -> str | None:
+    """The last part of the path a client sent, fit to be shown; None where nothing is left of it.
+
+    Never refused: a photo must not be lost for an odd name. What cannot be shown is dropped, a long name is cut before its
+    suffix.
+    """
+    last = (text or "").replace("\\", "/").rstrip("/").rpartition("/")[2]
+    found = "".join(one for one in unicodedata.normalize("NFC", last) if _showable(one)).strip()
+    if found in ("", ".", ".."):
+        return None
+    if len(found) > MAX_FILE_NAME_LENGTH:
+        stem, dot, suffix = found.rpartition(".")
+        suffix = dot + suffix if stem and len(suffix) <= _MAX_KEPT_SUFFIX else ""
+        found = found[: MAX_FILE_NAME_LENGTH - len(suffix)] + suffix
+    return found
+
+
+def _plain(text: str, what: str) -> str:
+    if not all(map(_showable, text)):
+        raise ValueError(f"{what} has no control characters, line breaks and lone surrogates")
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _showable(character: str) -> bool:
+    return unicodedata.category(character) not in _UNSHOWABLE
