@@ -10,19 +10,24 @@ ENV UV_PROJECT_ENVIRONMENT=/app/.venv \
 
 RUN pip install --no-cache-dir --disable-pip-version-check --root-user-action=ignore "uv>=0.13,<1"
 
+# Extras of pyproject.toml, separated by spaces: --build-arg EXTRAS="deepface".
+ARG EXTRAS=""
+
 WORKDIR /src
 
 # Dependencies first: this layer is built again only when the lock file changes.
 COPY pyproject.toml uv.lock ./
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv sync --locked --no-dev --no-install-project
+    set -- && for extra in $EXTRAS; do set -- "$@" --extra "$extra"; done \
+    && uv sync --locked --no-dev --no-install-project "$@"
 
 COPY LICENSE README.md serve_config.yaml ./
 COPY config config
 COPY deployments deployments
 COPY serve_app serve_app
 RUN --mount=type=cache,target=/root/.cache/uv \
-    uv sync --locked --no-dev --no-editable
+    set -- && for extra in $EXTRAS; do set -- "$@" --extra "$extra"; done \
+    && uv sync --locked --no-dev --no-editable "$@"
 
 # The same configuration, except that the container listens on all of its addresses.
 RUN sed '/^http_options:/,/^[^[:space:]]/ s/^\(  host:\).*/\1 0.0.0.0/' serve_config.yaml > /app/serve_config.yaml \
@@ -34,7 +39,7 @@ FROM python:3.11-slim-bookworm
 # OpenCV, ONNX Runtime, libheif and HAProxy bring what they need in their wheels: no system packages.
 RUN groupadd --gid 10001 kinlens \
     && useradd --uid 10001 --gid 10001 --create-home --shell /usr/sbin/nologin kinlens \
-    && install --directory --owner=kinlens --group=kinlens --mode=0700 /data
+    && install --directory --owner=kinlens --group=kinlens --mode=0700 /data /data/insightface /data/deepface
 
 WORKDIR /app
 COPY --from=build /app /app
@@ -61,6 +66,7 @@ ENV RAY_SERVE_ENABLE_HA_PROXY=1 \
     HOST=0.0.0.0 \
     DATA_DIR=/data \
     MODEL_ROOT=/data/insightface \
+    DEEPFACE_HOME=/data/deepface \
     PATH=/app/.venv/bin:$PATH
 
 USER 10001:10001

@@ -27,7 +27,7 @@ from benchmarks.faces import KEY, package_image, service, spread
 from benchmarks.processes import spent, usage
 from config.settings import Settings
 from deployments.models.attribute_packs import AnalysisLocation
-from serve_app.attributes import Attribute
+from serve_app.attributes import Asked, Attribute
 from serve_app.faces import Chips, ChipSpec, DetectionOptions
 from serve_app.service import Address, Instance, default_config_path, free_port, prepare_environment
 from serve_app.services.analysis import Analyzer
@@ -90,9 +90,9 @@ def bare_models(connection: Connection, location: AnalysisLocation, chips: Chips
     from deployments.process import tune_process
 
     tune_process()
-    names = [model.name for model in resolve_analysis(location).models]
-    engine = AnalysisEngine(load_attribute_models(location, names, 1))
-    request = AnalysisRequest(_repeated(chips, BARE_BATCH), attributes)
+    resolved = resolve_analysis(location)
+    engine = AnalysisEngine(load_attribute_models(location, resolved.assignment, 1))
+    request = AnalysisRequest(_repeated(chips, BARE_BATCH), asked(location, attributes))
     _answer(connection, lambda: len(engine.run([request])[0][attributes[0]]))
 
 
@@ -112,15 +112,15 @@ def bare_pipeline(connection: Connection, location: AnalysisLocation, image: byt
     detection = DetectionEngine(
         load_detector(pack, location.pack.device, 1), ImageLimits(20 << 20, 50_000_000), pack.spec.detector.threshold
     )
-    names = [model.name for model in resolve_analysis(location).models]
-    analysis = AnalysisEngine(load_attribute_models(location, names, 1))
+    analysis = AnalysisEngine(load_attribute_models(location, resolve_analysis(location).assignment, 1))
+    wanted = asked(location, (Attribute.AGE, Attribute.GENDER))
     options = DetectionOptions(crops=0, qualities=ALL_FACES, chips=chips)
 
     def once() -> int:
         (found,) = detection.run([DetectionRequest(image, options)])
         if isinstance(found, KinlensError):
             raise found
-        analysis.run([AnalysisRequest(found.chips, (Attribute.AGE, Attribute.GENDER))])
+        analysis.run([AnalysisRequest(found.chips, wanted)])
         return len(found)
 
     _answer(connection, once)
@@ -159,15 +159,20 @@ def real_chips(location: AnalysisLocation, attributes: tuple[Attribute, ...]) ->
     return found.chips
 
 
+def asked(location: AnalysisLocation, attributes: tuple[Attribute, ...]) -> Asked:
+    from deployments.models.attribute_packs import resolve_analysis
+
+    models = resolve_analysis(location).described()
+    return tuple((attribute, models[attribute].name) for attribute in attributes)
+
+
 def _repeated(chips: Chips, faces: int) -> Chips:
     import numpy as np
 
     return {spec: np.repeat(array, faces, axis=0) for spec, array in chips.items()}
 
 
-async def through_handle(
-    analyzer: Analyzer, chips: Chips, attributes: tuple[Attribute, ...], faces: int, seconds: float
-) -> Measured:
+async def through_handle(analyzer: Analyzer, chips: Chips, wanted: Asked, faces: int, seconds: float) -> Measured:
     """Callers that each send `faces` faces as soon as the last are answered, `OUTSTANDING` in all."""
     payload = _repeated(chips, faces)
     done = 0
@@ -175,8 +180,8 @@ async def through_handle(
     async def caller(until: float) -> None:
         nonlocal done
         while time.perf_counter() < until:
-            answer = await analyzer.analyze(payload, attributes)
-            done += len(answer[attributes[0]])
+            answer = await analyzer.analyze(payload, wanted)
+            done += len(answer[wanted[0][0]])
 
     async def load(duration_s: float) -> None:
         until = time.perf_counter() + duration_s
@@ -233,7 +238,7 @@ def measure_deployment(options: argparse.Namespace, location: AnalysisLocation) 
     from serve_app.remote import RemoteAnalyzer
 
     attributes: tuple[Attribute, ...] = tuple(Attribute(name) for name in options.attributes.split(","))
-    chips = real_chips(location, attributes)
+    chips, wanted = real_chips(location, attributes), asked(location, attributes)
     pool = BareModels(bare_models, os.cpu_count() or 1, location, dict(chips), attributes)
     bare: list[Measured] = []
     served: dict[str, list[Measured]] = {f"Analysis, {faces} faces a call": [] for faces in options.faces}
@@ -244,7 +249,7 @@ def measure_deployment(options: argparse.Namespace, location: AnalysisLocation) 
         for _ in range(options.rounds):
             bare.append(await asyncio.to_thread(pool.run, options.seconds))
             for faces, measured in zip(options.faces, served.values(), strict=True):
-                measured.append(await through_handle(analyzer, chips, attributes, faces, options.seconds))
+                measured.append(await through_handle(analyzer, chips, wanted, faces, options.seconds))
         return await idle(os.getpid())
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

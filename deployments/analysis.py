@@ -5,11 +5,11 @@ from __future__ import annotations
 from ray import serve
 
 from deployments.batching import BatchConfig, Batcher
-from deployments.models.attribute_packs import AnalysisLocation
+from deployments.models.attribute_packs import AnalysisLocation, Assignment
 from deployments.models.engine import AnalysisEngine, AnalysisRequest
 from deployments.models.loading import load_attribute_models
 from deployments.process import tune_process
-from serve_app.attributes import Attribute, AttributeOutputs
+from serve_app.attributes import Asked, AttributeOutputs
 from serve_app.faces import Chips
 
 _CPU_BATCH_SIZE = 8
@@ -18,14 +18,14 @@ _CPU_BATCH_SIZE = 8
 
 @serve.deployment
 class Analysis:
-    """`names`: the attribute models that must be on this node."""
+    """`assignment`: the models that must be on this node, each with the attributes it answers."""
 
-    def __init__(self, location: AnalysisLocation, names: tuple[str, ...], intra_op_threads: int) -> None:
+    def __init__(self, location: AnalysisLocation, assignment: Assignment, intra_op_threads: int) -> None:
         tune_process()
-        engine = AnalysisEngine(load_attribute_models(location, names, intra_op_threads))
-        engine.warm_up()
+        self._engine = AnalysisEngine(load_attribute_models(location, assignment, intra_op_threads))
+        self._engine.warm_up()
         self._batcher: Batcher[AnalysisRequest, AttributeOutputs] = Batcher(
-            engine.run,
+            self._engine.run,
             BatchConfig(),
             weight=len,
             default_batch_size=max(_CPU_BATCH_SIZE, location.pack.device.batch_size),
@@ -33,10 +33,13 @@ class Analysis:
 
     def reconfigure(self, user_config: dict[str, object]) -> None:
         self._batcher.configure(BatchConfig.model_validate(user_config))
+        # Also of a picture whose faces alone are more than a batch.
+        self._engine.max_faces = self._batcher.max_batch_size
 
-    async def analyze(self, chips: Chips, attributes: tuple[Attribute, ...]) -> AttributeOutputs:
-        """(N, S, S, 3) uint8 RGB chips of every spec that `attributes` need to one row a face for each of them."""
-        return await self._batcher.submit(AnalysisRequest(chips, attributes))
+    async def analyze(self, chips: Chips, asked: Asked) -> AttributeOutputs:
+        """(N, S, S, 3) uint8 RGB chips of every spec that the models of `asked` need to one row a face for each attribute;
+        an attribute whose model is not the one loaded is left out."""
+        return await self._batcher.submit(AnalysisRequest(chips, asked))
 
     async def batching(self) -> BatchConfig:
         """The batching in force on this replica."""

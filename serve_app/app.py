@@ -2,14 +2,16 @@
 
 # Annotations are evaluated here: Serve reads the builder's to validate `args` of serve_config.yaml.
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from ray.serve import Application, Deployment
 
 from config.settings import SECRET_SETTINGS, Settings
 from deployments.analysis import Analysis
 from deployments.detection import Detection
 from deployments.embedding import Embedding
-from deployments.models.attribute_packs import AnalysisLocation, ResolvedAnalysis, resolve_analysis
+from deployments.models.attribute_packs import OFF, AnalysisLocation, ResolvedAnalysis, resolve_analysis
 from deployments.models.deepface_models import DeepFaceEngine
 from deployments.models.packs import Pack, PackLocation, pack_names, resolve
 from deployments.models.session import Device
@@ -19,6 +21,9 @@ from serve_app.images import ImageLimits
 from serve_app.ingress import Ingress
 from serve_app.services.models import FileInfo, ModelInfo
 
+# YAML reads a bare off as false.
+_ModelName = Annotated[str, BeforeValidator(lambda value: OFF if value is False else value)]
+
 
 class AppArgs(BaseModel):
     """`args` of the application in serve_config.yaml. Replicas, queues and batches are set per deployment there."""
@@ -27,7 +32,7 @@ class AppArgs(BaseModel):
 
     model_pack: str | None = Field(None, description="Overrides MODEL_PACK.")
     device: Device = Field(Device.CPU, description="cpu or cuda; without the device the start fails.")
-    attribute_models: dict[Attribute, str] | None = Field(None, description="Overrides ATTRIBUTE_MODELS.")
+    attribute_models: dict[Attribute, _ModelName] | None = Field(None, description="Overrides ATTRIBUTE_MODELS.")
     max_in_flight: int = Field(
         40, ge=1, le=10_000, description="Requests that need a model, an ingress replica; one more is a 503 at once."
     )
@@ -38,14 +43,13 @@ def build_app(args: AppArgs) -> Application:
     """The application for `args` and the environment. Raises ConfigurationError before anything is deployed."""
     settings = Settings()
     location = pack_location(settings, args)
-    where = analysis_location(settings, args)
-    attributes = resolve_analysis(where)
-    model = model_info(resolve(location), attributes, settings, args.device)
+    where, pack = analysis_location(settings, args), resolve(location)
+    attributes = resolve_analysis(where, pack)
+    model = model_info(pack, attributes, settings, args.device)
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     detection = _bind(Detection, location, limits, settings.face_det_thresh, args.intra_op_threads)
     embedding = _bind(Embedding, location, args.intra_op_threads)
-    names = tuple(found.name for found in attributes.models)
-    analysis = _bind(Analysis, where, names, args.intra_op_threads)
+    analysis = _bind(Analysis, where, attributes.assignment, args.intra_op_threads)
     public = settings.model_copy(update=dict.fromkeys(SECRET_SETTINGS))
     return _bind(Ingress, public, model, args.max_in_flight, detection, embedding, analysis)
 

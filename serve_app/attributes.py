@@ -19,6 +19,9 @@ class Attribute(StrEnum):
     RACE = "race"
 
 
+Asked: TypeAlias = tuple[tuple[Attribute, str], ...]
+"""Attributes, each with the name of the model that is to answer it: another's numbers would be read wrongly."""
+
 AttributeOutputs: TypeAlias = Mapping[Attribute, FloatArray]
 """One row a face. AGE: (N, 2), years and their standard deviation, NaN where the model has none. The others: (N, C)
 probabilities in the order of `AttributeModel.classes`."""
@@ -101,7 +104,7 @@ def split_outputs(outputs: AttributeOutputs, counts: Sequence[int]) -> list[Attr
 
 def estimate_age(row: Sequence[float], model: AttributeModel) -> AgeEstimate:
     """`row`: years and standard deviation (NaN: unknown)."""
-    years, deviation = row
+    years, deviation = max(0.0, row[0]), row[1]
     interval = model.interval
     if interval is None or math.isnan(deviation):
         return AgeEstimate(years, None, None, None)

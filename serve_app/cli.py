@@ -142,7 +142,7 @@ def models_pull(name: Annotated[str, typer.Argument(help="A name of `kinlens mod
     from deployments.models.pulling import pull_model
 
     if name in attribute_model_specs():
-        with _step(f"attribute model {name}: find, verify"):
+        with _step(f"attribute model {name}: find, check"):
             licence = pull_model(name, _analysis_location(_settings(), {})).licence
     else:
         with _step(f"model pack {name}: find, verify, prepare"):

@@ -7,12 +7,14 @@ what else comes waits for each other and goes as one call; where nothing is unde
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import copy
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from serve_app.errors import KinlensError
+from serve_app.errors import RETRY_AFTER_S, KinlensError, ModelUnavailable
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 ItemT = TypeVar("ItemT")
@@ -56,13 +58,17 @@ class Coalescer(Generic[KeyT, ItemT, ResultT]):
         waiting = _Waiting(item, self._weight(item), future)
         self._queues[key].append(waiting)
         # Not at once: whoever was woken by the same event submits first.
-        asyncio.get_running_loop().call_soon(self._dispatch, key)
+        self._soon(key)
         try:
             return await future
         except asyncio.CancelledError:
             if waiting in self._queues.get(key, ()):
                 self._queues[key].remove(waiting)
             raise
+
+    def _soon(self, key: KeyT) -> None:
+        # In a context of its own: a call belongs to all its callers, and must not be taken down with the request of one.
+        asyncio.get_running_loop().call_soon(self._dispatch, key, context=contextvars.Context())
 
     def _dispatch(self, key: KeyT) -> None:
         queue = self._queues[key]
@@ -98,25 +104,37 @@ class Coalescer(Generic[KeyT, ItemT, ResultT]):
         try:
             await self._resolve(key, call)
         finally:
+            for waiting in call:
+                # Only where the call was cancelled from elsewhere, by a shutdown for instance.
+                if not waiting.future.done():
+                    waiting.future.set_exception(ModelUnavailable("The call was cancelled.", retry_after_s=RETRY_AFTER_S))
             self._under_way[key] -= 1
             if not self._queues[key] and not self._under_way[key]:
                 del self._queues[key], self._under_way[key]
             else:
-                asyncio.get_running_loop().call_soon(self._dispatch, key)
+                self._soon(key)
 
     async def _resolve(self, key: KeyT, call: list[_Waiting[ItemT, ResultT]]) -> None:
         try:
             results = await self._run(key, [waiting.item for waiting in call])
         except Exception as error:
             # Whatever the other side raised belongs to the caller whose item caused it.
+            left = [waiting for waiting in call if not waiting.future.done()]
             if len(call) > 1 and not isinstance(error, KinlensError):
-                for waiting in call:
-                    await self._resolve(key, [waiting])
+                await asyncio.gather(*(self._resolve(key, [waiting]) for waiting in left))
                 return
-            for waiting in call:
-                if not waiting.future.done():
-                    waiting.future.set_exception(error)
+            for waiting in left:
+                waiting.future.set_exception(_own(error))
             return
         for waiting, result in zip(call, results, strict=True):
             if not waiting.future.done():
                 waiting.future.set_result(result)
+
+
+def _own(error: Exception) -> Exception:
+    """For one caller, who may add to its details."""
+    if not isinstance(error, KinlensError):
+        return error
+    own = copy.copy(error)
+    own.details = dict(error.details)
+    return own.with_traceback(error.__traceback__)

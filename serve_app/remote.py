@@ -10,11 +10,11 @@ import logging
 from collections.abc import Sequence
 from typing import Generic, ParamSpec, TypeVar
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.attributes import Attribute, AttributeOutputs, split_outputs
+from serve_app.attributes import Asked, AttributeOutputs, split_outputs
 from serve_app.coalescing import Coalescer
 from serve_app.errors import RETRY_AFTER_S, ImageError, ModelUnavailable, Overloaded
 from serve_app.faces import Chips, Crops, DetectionOptions, Detections, FloatArray, face_count, merge_chips
@@ -121,16 +121,19 @@ class RemoteAnalyzer:
     """The Analysis deployment as a services.analysis.Analyzer. Faces of concurrent requests travel together."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        self._analyze: _RemoteMethod[[Chips, tuple[Attribute, ...]], AttributeOutputs] = _RemoteMethod(
-            handle, "Analysis", "analyze"
-        )
-        self._together: Coalescer[tuple[Attribute, ...], Chips, AttributeOutputs] = Coalescer(
+        self._analyze: _RemoteMethod[[Chips, Asked], AttributeOutputs] = _RemoteMethod(handle, "Analysis", "analyze")
+        self._together: Coalescer[Asked, Chips, AttributeOutputs] = Coalescer(
             self._call, weight=face_count, full=_FACES_A_CALL
         )
 
-    async def analyze(self, chips: Chips, attributes: tuple[Attribute, ...]) -> AttributeOutputs:
-        return await self._together.submit(attributes, chips)
+    async def analyze(self, chips: Chips, asked: Asked) -> AttributeOutputs:
+        try:
+            return await self._together.submit(asked, chips)
+        except RayTaskError as error:
+            # A model that fails on a face must not take the rest of the answer with it.
+            logger.exception("Analysis failed")
+            raise ModelUnavailable("Analysis failed for a reason that is ours; it is logged.") from error
 
-    async def _call(self, attributes: tuple[Attribute, ...], parts: Sequence[Chips]) -> list[AttributeOutputs]:
-        outputs = await self._analyze(merge_chips(parts), attributes)
+    async def _call(self, asked: Asked, parts: Sequence[Chips]) -> list[AttributeOutputs]:
+        outputs = await self._analyze(merge_chips(parts), asked)
         return split_outputs(outputs, [face_count(part) for part in parts])

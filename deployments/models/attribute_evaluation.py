@@ -167,7 +167,7 @@ def evaluate_attributes(
         PHOTO_LIMITS,
         pack.spec.detector.threshold if threshold is None else threshold,
     )
-    analyzer = AnalysisEngine(load_attribute_models(location, [model.name for model in models.values()], _THREADS))
+    analyzer = AnalysisEngine(load_attribute_models(location, resolved.assignment, _THREADS))
     options = DetectionOptions(crops=0, chips=tuple(dict.fromkeys(model.chip for model in models.values())), chip_faces=1)
     for done, photo in enumerate(photos, 1):
         found = detector.run([DetectionRequest(read_photo(photo.path), options)])[0]
@@ -184,7 +184,8 @@ def evaluate_attributes(
 def _compare(report: AttributeReport, photo: LabelledPhoto, chips: Chips, analyzer: AnalysisEngine) -> None:
     """Adds the first face of `chips` to `report`."""
     attributes = tuple(name for name in report.models if name in photo.labels)
-    outputs = analyzer.run([AnalysisRequest(chips, attributes)])[0]
+    asked = tuple((name, report.models[name].name) for name in attributes)
+    outputs = analyzer.run([AnalysisRequest(chips, asked)])[0]
     for name in attributes:
         model, label = report.models[name], photo.labels[name]
         row = outputs[name][0].tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, Field
 
@@ -15,6 +15,9 @@ from deployments.models.packs import ENTRY_CONFIG, Pack, PackLocation, pack_spec
 from serve_app.attributes import AgeInterval, Attribute, AttributeModel
 from serve_app.errors import ConfigurationError
 from serve_app.faces import ChipSpec, Frame
+
+Assignment: TypeAlias = Mapping[str, tuple[Attribute, ...]]
+"""Models by name, each with the attributes it answers."""
 
 OFF = "off"
 """In ATTRIBUTE_MODELS: nobody answers this attribute."""
@@ -140,6 +143,10 @@ class ResolvedAnalysis:
     models: tuple[ResolvedModel, ...]
     missing: dict[Attribute, Missing]
 
+    @property
+    def assignment(self) -> Assignment:
+        return {model.name: model.attributes for model in self.models}
+
     def described(self) -> dict[Attribute, AttributeModel]:
         found = {attribute: model.describe(attribute) for model in self.models for attribute in model.attributes}
         return {attribute: found[attribute] for attribute in Attribute if attribute in found}
@@ -149,10 +156,10 @@ def attribute_model_specs() -> dict[str, AttributeModelSpec]:
     return read_toml("attributes.toml", AttributeModelSpec)
 
 
-def resolve_analysis(location: AnalysisLocation) -> ResolvedAnalysis:
-    """The models for each attribute. Raises ConfigurationError: an unknown model, one that cannot answer what it is set for,
-    an altered file. A file that is not there is no error: `missing` says so."""
-    specs, pack = attribute_model_specs(), resolve(location.pack)
+def resolve_analysis(location: AnalysisLocation, pack: Pack | None = None) -> ResolvedAnalysis:
+    """The models for each attribute; `pack`: where it is resolved already. Raises ConfigurationError: an unknown model, one
+    that cannot answer what it is set for. A file that is not there, or is another, is no error: `missing` says so."""
+    specs, pack = attribute_model_specs(), pack or resolve(location.pack)
     chosen: dict[str, tuple[Path, str, list[Attribute]]] = {}
     missing: dict[Attribute, Missing] = {}
     for attribute in Attribute:
@@ -168,7 +175,9 @@ def resolve_analysis(location: AnalysisLocation) -> ResolvedAnalysis:
             chosen[name][2].append(attribute)
             break
         else:
-            missing[attribute] = _joined(reasons) if reasons else Missing("The operator switched it off.")
+            off = location.overrides.get(attribute) == OFF
+            nobody = Missing("The operator switched it off." if off else "No model of the pack answers it.")
+            missing[attribute] = _joined(reasons) if reasons else nobody
     models = tuple(
         ResolvedModel(name, specs[name], path, sha256, tuple(attributes))
         for name, (path, sha256, attributes) in chosen.items()
@@ -177,8 +186,8 @@ def resolve_analysis(location: AnalysisLocation) -> ResolvedAnalysis:
 
 
 def find_model(name: str, location: AnalysisLocation) -> tuple[Path, str] | Missing:
-    """Path and sha256 of one model's file, whether a pack uses it or not. Raises ConfigurationError: an altered file, or the
-    pack that it comes with is not there."""
+    """Path and sha256 of one model's file, whether a pack uses it or not. Raises ConfigurationError: the pack that it comes
+    with is not there."""
     spec = attribute_model_specs()[name]
     return _find(name, spec, location, resolve(location.pack).folder if spec.source == "pack" else Path())
 
@@ -186,7 +195,7 @@ def find_model(name: str, location: AnalysisLocation) -> tuple[Path, str] | Miss
 def _find(name: str, spec: AttributeModelSpec, location: AnalysisLocation, pack_folder: Path) -> tuple[Path, str] | Missing:
     path = _path(spec, location, pack_folder)
     missing = _why_missing(name, spec, path, location)
-    return (path, _verified(name, spec, path)) if missing is None else missing
+    return missing or _verified(name, spec, path)
 
 
 def _candidates(
@@ -222,7 +231,7 @@ def _why_missing(name: str, spec: AttributeModelSpec, path: Path, location: Anal
     if spec.source == "deepface" and not engine.installed:
         return Missing(
             f"{name} needs the extra {engine.extra!r}, which is not installed.",
-            f"uv sync --extra {engine.extra}, or pip install 'kinlens[{engine.extra}]'; then `kinlens models pull {name}`.",
+            f"uv sync --extra {engine.extra}; then `kinlens models pull {name}`.",
         )
     lacking = [file for file in spec.files(path) if not file.is_file()]
     if not lacking:
@@ -243,13 +252,24 @@ def _why_missing(name: str, spec: AttributeModelSpec, path: Path, location: Anal
     return Missing(f"{name} needs {names}, which {'are' if len(lacking) > 1 else 'is'} not installed.", remedy)
 
 
-def _verified(name: str, spec: AttributeModelSpec, path: Path) -> str:
-    """The sha256 of the model's own file."""
+def locate(location: AnalysisLocation, assignment: Assignment) -> list[ResolvedModel]:
+    """Exactly these models. Raises ConfigurationError where one is not on this node, or not what it should be."""
+    specs, located = attribute_model_specs(), []
+    for name, attributes in assignment.items():
+        found = find_model(name, location)
+        if isinstance(found, Missing):
+            raise ConfigurationError(f"This node lacks {name}. {found.reason} {found.remedy}")
+        located.append(ResolvedModel(name, specs[name], *found, attributes))
+    return located
+
+
+def _verified(name: str, spec: AttributeModelSpec, path: Path) -> tuple[Path, str] | Missing:
+    """`path` and its sha256, where every file of the model is the one it should be."""
     actual = {file: sha256_of(file) for file in spec.files(path)}
     for file, expected in spec.files(path).items():
         if expected is not None and actual[file] != expected:
-            raise ConfigurationError(
-                f"{file} is not the file the attribute model {name!r} names: its sha256 is {actual[file]}, "
-                f"expected {expected}."
+            return Missing(
+                f"{name} needs another {file.name} than the one installed.",
+                f"{file} has the sha256 {actual[file]}, expected {expected}; put the right one there, or take it away.",
             )
-    return actual[path]
+    return path, actual[path]

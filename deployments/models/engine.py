@@ -12,7 +12,7 @@ import numpy.typing as npt
 from deployments.models.attribute_models import AttributePredictor
 from deployments.models.detector import FaceDetector, RawFaces
 from deployments.models.recognizer import Recognizer
-from serve_app.attributes import Attribute, AttributeOutputs
+from serve_app.attributes import Asked, Attribute, AttributeOutputs
 from serve_app.chips import cut_chips
 from serve_app.errors import ImageError
 from serve_app.faces import (
@@ -133,10 +133,10 @@ class EmbeddingEngine:
 
 @dataclass(frozen=True, slots=True)
 class AnalysisRequest:
-    """`chips`: of the same faces in every spec that `attributes` need."""
+    """`chips`: of the same faces in every spec that the models of `asked` need."""
 
     chips: Chips
-    attributes: tuple[Attribute, ...]
+    asked: Asked
 
     def __len__(self) -> int:
         """Faces."""
@@ -147,6 +147,7 @@ class AnalysisRequest:
 class LoadedAttributeModel:
     """`attributes`: those it answers here."""
 
+    name: str
     predictor: AttributePredictor
     chip: ChipSpec
     attributes: tuple[Attribute, ...]
@@ -157,20 +158,25 @@ class AnalysisEngine:
 
     def __init__(self, models: Sequence[LoadedAttributeModel], max_faces: int = 32) -> None:
         self._models = models
-        self._max_faces = max_faces
+        self.max_faces = max_faces
 
     def run(self, requests: Sequence[AnalysisRequest]) -> list[AttributeOutputs]:
-        """One answer a request, in order: a row a face for each attribute it asks for."""
+        """One answer a request, in order: a row a face for each attribute it asks for.
+
+        What cannot be answered is left out: another model is asked for than the one that is loaded, while a change of
+        configuration is on its way.
+        """
         answers: list[dict[Attribute, FloatArray]] = [{} for _ in requests]
         for model in self._models:
-            asking = [index for index, request in enumerate(requests) if set(model.attributes) & set(request.attributes)]
+            own = {(attribute, model.name) for attribute in model.attributes}
+            asking = [i for i, one in enumerate(requests) if len(one) and own & set(one.asked) and model.chip in one.chips]
             if not asking:
                 continue
             outputs = self._predict(model, _concatenated([requests[index].chips[model.chip] for index in asking]))
             ends = np.cumsum([len(requests[index]) for index in asking])
             for attribute in model.attributes:
                 for index, rows in zip(asking, np.split(outputs[attribute], ends[:-1]), strict=True):
-                    if attribute in requests[index].attributes:
+                    if (attribute, model.name) in requests[index].asked:
                         answers[index][attribute] = rows
         return list(answers)
 
@@ -181,8 +187,8 @@ class AnalysisEngine:
                 self._predict(model, np.zeros((faces, model.chip.size_px, model.chip.size_px, 3), dtype=np.uint8))
 
     def _predict(self, model: LoadedAttributeModel, chips: ChipArray) -> AttributeOutputs:
-        starts = range(0, len(chips), self._max_faces)
-        parts = [model.predictor.predict(chips[start : start + self._max_faces]) for start in starts]
+        starts = range(0, len(chips), self.max_faces)
+        parts = [model.predictor.predict(chips[start : start + self.max_faces]) for start in starts]
         return {attribute: _concatenated([part[attribute] for part in parts]) for attribute in model.attributes}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -16,7 +15,7 @@ from deployments.models.attribute_models import (
     NetworkInput,
     class_years,
 )
-from deployments.models.attribute_packs import AnalysisLocation, ResolvedModel, resolve_analysis
+from deployments.models.attribute_packs import AnalysisLocation, Assignment, ResolvedModel, locate
 from deployments.models.deepface_models import load_deepface
 from deployments.models.detector import LetterboxDetector
 from deployments.models.engine import LoadedAttributeModel
@@ -82,18 +81,15 @@ def load_recognizer(pack: Pack, device: Device, intra_op_threads: int) -> Recogn
 
 
 def load_attribute_models(
-    location: AnalysisLocation, names: Sequence[str], intra_op_threads: int
+    location: AnalysisLocation, assignment: Assignment, intra_op_threads: int
 ) -> list[LoadedAttributeModel]:
-    """The models of `names`. Raises ConfigurationError when one of them is not on this node, or is not what it should be."""
-    resolved = resolve_analysis(location)
-    lost = set(names) - {model.name for model in resolved.models}
-    if lost:
-        why = " ".join(f"{one.reason} {one.remedy}" for one in resolved.missing.values())
-        raise ConfigurationError(f"This node lacks {', '.join(sorted(lost))}. {why}")
+    """Exactly these models, whatever else has come to lie beside them since they were chosen. Raises ConfigurationError when
+    one of them is not on this node, or is not what it should be."""
     return [
-        LoadedAttributeModel(_load_attribute_model(model, location, intra_op_threads), model.chip, model.attributes)
-        for model in resolved.models
-        if model.name in names
+        LoadedAttributeModel(
+            model.name, _load_attribute_model(model, location, intra_op_threads), model.chip, model.attributes
+        )
+        for model in locate(location, assignment)
     ]
 
 

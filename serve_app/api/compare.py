@@ -55,6 +55,9 @@ async def compare_faces(request: Request, services: ServicesDep) -> Response:
     """Two sides, each a picture or an embedding, in any mix. `details.side` of an error says which one it is about."""
     fields = await read_request(request, services, CompareFields, files=_FILES)
 
+    if fields.analyze and fields.embedding_a is not None and fields.embedding_b is not None:
+        raise InvalidRequest("`analyze` needs a picture; an embedding does not show what a face looks like.")
+
     async def work() -> Response:
         a = await _side("a", fields.image_a, fields.image_url_a, fields.embedding_a, fields.model, services)
         b = await _side("b", fields.image_b, fields.image_url_b, fields.embedding_b, fields.model, services)
@@ -85,7 +88,7 @@ async def compare_faces(request: Request, services: ServicesDep) -> Response:
                 face_b=face_b,
                 dim=services.model.dim,
                 model=services.model.embedding_model,
-                unavailable=unavailable_of(next((side.analyzed for side in (result.a, result.b) if side), None)),
+                unavailable=unavailable_of(*(side.analyzed for side in (result.a, result.b) if side)),
             )
         )
 

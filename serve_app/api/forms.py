@@ -267,7 +267,13 @@ def part_value(part: Part, files: frozenset[str], limits: FormLimits) -> FieldVa
 
 
 def query_fields(request: Request) -> dict[str, FieldValue]:
-    return dict(request.query_params.items())
+    """Raises InvalidRequest for a parameter given twice: one of the two would be lost."""
+    fields: dict[str, FieldValue] = {}
+    for name, value in request.query_params.multi_items():
+        if name in fields:
+            raise InvalidRequest(f"The parameter {_shown(name)} is given twice.")
+        fields[name] = value
+    return fields
 
 
 async def read_json(request: Request, max_bytes: int) -> Mapping[str, JsonValue]:

@@ -53,7 +53,7 @@ def _file(info: FileInfo) -> ModelFile:
 
 def _attribute(model: AttributeModel) -> AttributeModelAnswer:
     return AttributeModelAnswer(
-        family=model.name,
+        name=model.name,
         file=model.file,
         sha256=model.sha256,
         preprocessing=model.preprocessing,

@@ -55,7 +55,7 @@ def request_body(
     schema = _schema(form)
     binary: dict[str, Any] = {"type": "string", "format": "binary"}
     form_properties = {
-        **schema["properties"],
+        **{name: _as_text(value) for name, value in schema["properties"].items()},
         **{name: {"type": "array", "items": binary} if many else binary for name in files},
     }
     json_schema = _schema(json_model or form)
@@ -73,6 +73,14 @@ def request_body(
     if raw:
         content["image/*"] = {"schema": binary}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def _as_text(value: dict[str, Any]) -> dict[str, Any]:
+    """How a list stands in a form: as one field of text."""
+    if value.get("type") != "array":
+        return value
+    kept = {name: entry for name, entry in value.items() if name in ("title", "description")}
+    return {"type": "string", **kept}
 
 
 def json_body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:

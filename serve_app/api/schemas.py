@@ -283,9 +283,11 @@ class ModelAccuracy(Answer):
     lfw_accuracy: float | None = Field(description="10-fold verification accuracy on LFW.", examples=[0.986])
 
 
-class AttributeModelAnswer(ModelFile):
-    """`family` is the model's name in config/attributes.toml."""
-
+class AttributeModelAnswer(Answer):
+    name: str = Field(description="In config/attributes.toml.", examples=["dlib_age"])
+    file: str
+    sha256: str
+    preprocessing: str
     title: str
     licence: str
     commercial_use: bool | None = Field(description="null where the licence does not say.")

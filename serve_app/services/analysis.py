@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from serve_app.attributes import (
+    Asked,
     Attribute,
     AttributeModel,
     AttributeOutputs,
@@ -14,7 +16,7 @@ from serve_app.attributes import (
     estimate_age,
     estimate_class,
 )
-from serve_app.errors import JsonValue, ModelUnavailable
+from serve_app.errors import CapacityError, JsonValue, ModelUnavailable, PartUnavailable
 from serve_app.faces import ALL_FACES, Chips, ChipSpec, Detections
 
 MAX_ANALYZED_FACES = 100
@@ -22,8 +24,8 @@ MAX_ANALYZED_FACES = 100
 
 
 class Analyzer(Protocol):
-    async def analyze(self, chips: Chips, attributes: tuple[Attribute, ...]) -> AttributeOutputs:
-        """One row a face for each of `attributes`. Raises CapacityError or PartUnavailable."""
+    async def analyze(self, chips: Chips, asked: Asked) -> AttributeOutputs:
+        """One row a face for each attribute of `asked` that can be answered. Raises CapacityError or PartUnavailable."""
         ...
 
 
@@ -49,10 +51,12 @@ class Unavailable:
 
 @dataclass(frozen=True, slots=True)
 class Analyzed:
-    """`faces`: of the largest faces, at most MAX_ANALYZED_FACES."""
+    """`faces`: of the largest faces, at most MAX_ANALYZED_FACES. `error`: why nothing was computed, where the deployment did
+    not answer."""
 
     faces: list[FaceAttributes]
     unavailable: list[Unavailable]
+    error: CapacityError | PartUnavailable | None = None
 
 
 class FaceAnalysis:
@@ -75,20 +79,34 @@ class FaceAnalysis:
         return tuple(dict.fromkeys(self._models[attribute].chip for attribute in self._available(options)))
 
     async def run(self, detections: Detections, options: AnalyzeOptions, faces: int) -> Analyzed:
-        """Of the largest `faces` faces, which `detections` has chips and qualities of. Raises Overloaded.
+        """Of the largest `faces` faces, which `detections` has chips and qualities of.
 
-        A deployment that does not answer is named in `unavailable`, like a model that is not there.
+        A deployment that does not answer, or has no room, is named in `unavailable` like a model that is not there: what the
+        caller is about may not need it.
         """
         attributes, unavailable = self._available(options), self._unavailable(options)
         count = min(len(detections), faces)
         outputs: AttributeOutputs = {}
+        failure: CapacityError | PartUnavailable | None = None
         if attributes and count:
             chips = {spec: detections.chips[spec][:count] for spec in self.chips(options)}
             try:
-                outputs = await self._analyzer.analyze(chips, attributes)
-            except ModelUnavailable as error:
-                unavailable += [Unavailable(attribute, error.detail) for attribute in attributes]
-        return Analyzed([self._face(index, detections, outputs, options) for index in range(count)], unavailable)
+                outputs = await self._analyzer.analyze(chips, self._asked(attributes))
+            except (CapacityError, PartUnavailable) as error:
+                failure = error
+            reason = failure.detail if failure else "Its model is being changed; ask again."
+            unavailable += [Unavailable(attribute, reason) for attribute in attributes if attribute not in outputs]
+        rows = [_numbers(outputs, index) for index in range(count)]
+        unavailable += [
+            Unavailable(attribute, "The model could make nothing of a face.")
+            for attribute in outputs
+            if any(attribute not in row for row in rows)
+        ]
+        analyzed = [self._face(row, index, detections, options) for index, row in enumerate(rows)]
+        return Analyzed(analyzed, unavailable, failure)
+
+    def _asked(self, attributes: Iterable[Attribute]) -> Asked:
+        return tuple((attribute, self._models[attribute].name) for attribute in attributes)
 
     def _available(self, options: AnalyzeOptions) -> tuple[Attribute, ...]:
         return tuple(attribute for attribute in options.attributes if attribute in self._models)
@@ -100,8 +118,9 @@ class FaceAnalysis:
             if attribute not in self._models
         ]
 
-    def _face(self, index: int, detections: Detections, outputs: AttributeOutputs, options: AnalyzeOptions) -> FaceAttributes:
-        rows: dict[Attribute, Sequence[float]] = {name: output[index].tolist() for name, output in outputs.items()}
+    def _face(
+        self, rows: dict[Attribute, list[float]], index: int, detections: Detections, options: AnalyzeOptions
+    ) -> FaceAttributes:
         age = rows.pop(Attribute.AGE, None)
         classes = {name: estimate_class(row, self._models[name], options.min_probability) for name, row in rows.items()}
         return FaceAttributes(
@@ -113,10 +132,25 @@ class FaceAnalysis:
         )
 
 
+def _numbers(outputs: AttributeOutputs, index: int) -> dict[Attribute, list[float]]:
+    """The rows of one face, without those that are no numbers. The deviation of an age may be unknown."""
+    rows: dict[Attribute, list[float]] = {attribute: output[index].tolist() for attribute, output in outputs.items()}
+    return {
+        attribute: row
+        for attribute, row in rows.items()
+        if all(map(math.isfinite, row[:1] if attribute is Attribute.AGE else row))
+    }
+
+
 def require_answer(analyzed: Analyzed, options: AnalyzeOptions) -> None:
-    """Raises ModelUnavailable when everything that was asked for is unavailable."""
+    """Raises Overloaded when there was no room, and ModelUnavailable when everything that was asked for is unavailable."""
+    if isinstance(analyzed.error, CapacityError):
+        raise analyzed.error
     if not options.quality and len(analyzed.unavailable) == len(options.attributes) > 0:
-        raise _nothing_left(analyzed.unavailable)
+        refusal = _nothing_left(analyzed.unavailable)
+        if analyzed.error is not None and "retry_after_s" in analyzed.error.details:
+            refusal.details["retry_after_s"] = analyzed.error.details["retry_after_s"]
+        raise refusal
 
 
 def _nothing_left(unavailable: list[Unavailable]) -> ModelUnavailable:

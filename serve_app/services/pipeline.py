@@ -106,9 +106,13 @@ class FacePipeline:
             raise MultipleFaces(
                 f"{len(detections)} faces were detected where exactly one is expected.", face_count=len(detections)
             )
-        embeddings, analyzed = await asyncio.gather(
-            self._embedder.embed(detections.crops), self._analyzed(detections, options.analyze, crops)
-        )
+        analysis = asyncio.create_task(self._analyzed(detections, options.analyze, crops))
+        try:
+            embeddings = await self._embedder.embed(detections.crops)
+            analyzed = await analysis
+        finally:
+            # Nobody waits for it where the embedding failed or the caller is gone.
+            analysis.cancel()
         qualities = detections.qualities if options.quality else (None,) * len(detections.crops)
         faces = [
             EmbeddedFace(detections.face(index), embedding, crop, quality)

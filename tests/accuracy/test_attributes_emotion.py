@@ -45,7 +45,7 @@ def location(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Ana
 
 @pytest.fixture(scope="module")
 def predictions(location: AnalysisLocation, labelled: tuple[ChipArray, list[str]]) -> FloatArray:
-    (model,) = load_attribute_models(location, [NAME], 2)
+    (model,) = load_attribute_models(location, {NAME: (Attribute.EMOTION,)}, 2)
     return model.predictor.predict(labelled[0])[Attribute.EMOTION]
 
 

@@ -6,6 +6,7 @@ Each engine has a process of its own: deepface decides once a process. Weights o
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import socket
 import sys
@@ -85,11 +86,14 @@ def weights(engine: DeepFaceEngine, attribute: Attribute) -> Path:
 
 
 def require(engine: DeepFaceEngine, *attributes: Attribute) -> None:
-    """Skips where the extra or the weights are not here."""
-    if not engine.installed:
-        pytest.skip(f"the extra {engine.extra!r} is not installed")
+    """Skips where the weights or the extra are not here. KINLENS_REQUIRE_EXTRAS: weights without the extra are a failure."""
     for attribute in attributes:
         data.require(weights(engine, attribute))
+    if not engine.installed:
+        missing = f"the extra {engine.extra!r} is not installed"
+        if os.environ.get("KINLENS_REQUIRE_EXTRAS"):
+            pytest.fail(missing)
+        pytest.skip(missing)
 
 
 def in_a_process(call: Callable[..., ResultT], *args: object) -> ResultT:
@@ -306,13 +310,16 @@ def test_a_replica_loads_what_is_there_and_refuses_what_is_not(home: Path, model
     assert "deepface_race" in message and "race_model_single_batch.onnx" in message
 
 
+EMOTION = {"deepface_emotion": (Attribute.EMOTION,)}
+
+
 def _loaded(where: AnalysisLocation, chips: ChipArray) -> tuple[list[float], str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", _no_network)
-        (model,) = load_attribute_models(where, ["deepface_emotion"], 1)
+        (model,) = load_attribute_models(where, EMOTION, 1)
         rows = model.predictor.predict(chips)[Attribute.EMOTION]
         # `models pull` with everything there: it writes nothing either.
         build_client("Emotion", where.deepface_engine, where.deepface_home, 1)
         with pytest.raises(ConfigurationError) as raised:
-            load_attribute_models(where, ["deepface_emotion", "deepface_race"], 1)
+            load_attribute_models(where, EMOTION | {"deepface_race": (Attribute.RACE,)}, 1)
     return [float(total) for total in rows.sum(axis=1)], str(raised.value)

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from config.settings import Settings
 from serve_app.api.app import create_api
 from serve_app.api.deps import Admission, Secrets, Services
-from serve_app.attributes import AgeInterval, Attribute, AttributeModel, AttributeOutputs
+from serve_app.attributes import AgeInterval, Asked, Attribute, AttributeModel, AttributeOutputs
 from serve_app.errors import DatabaseUnavailable, InvalidImage, KinlensError
 from serve_app.faces import (
     ALL_FACES,
@@ -140,19 +140,25 @@ class FakeAnalyzer:
     """Of identity i: i years, a gender of probability 0.6, and so on for every face."""
 
     error: KinlensError | None = None
+    lost: frozenset[Attribute] = frozenset()
+    years: float | None = None
     calls: list[tuple[int, tuple[Attribute, ...]]] = field(default_factory=list)
 
-    async def analyze(self, chips: Chips, attributes: tuple[Attribute, ...]) -> AttributeOutputs:
+    async def analyze(self, chips: Chips, asked: Asked) -> AttributeOutputs:
         first = next(iter(chips.values()))
+        attributes = tuple(attribute for attribute, _ in asked)
+        assert all(model == f"fake_{attribute.value}" for attribute, model in asked)
         self.calls.append((len(first), attributes))
         if self.error is not None:
             raise self.error
+        if self.years is not None:
+            return {Attribute.AGE: np.array([[self.years, 1.0]] * len(first), np.float32)}
         rows = {
             Attribute.AGE: np.stack([first[:, 0, 0, 0].astype(np.float32), np.full(len(first), 3.0, np.float32)], axis=1),
             Attribute.GENDER: np.tile(np.array([[0.4, 0.6]], np.float32), (len(first), 1)),
             Attribute.EMOTION: np.tile(np.array([[0.1, 0.9]], np.float32), (len(first), 1)),
         }
-        return {attribute: rows[attribute] for attribute in attributes}
+        return {attribute: rows[attribute] for attribute in attributes if attribute not in self.lost}
 
 
 @dataclass

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 import pytest
 
 from serve_app.attributes import Attribute
@@ -84,6 +87,60 @@ async def test_an_overloaded_deployment_is_a_503_with_retry_after(world: World) 
     assert response.headers["retry-after"] == "1"
 
 
+async def test_elsewhere_an_overloaded_analysis_costs_only_itself(world: World) -> None:
+    world.analyzer.error = Overloaded("The queue of Analysis is full.", retry_after_s=1)
+    body = (await world.client.post(EXTRACT + "?analyze=age", files={"file": image()})).json()
+    assert body["embedding"] and body["unavailable"] == [{"attribute": "age", "reason": "The queue of Analysis is full."}]
+
+
+async def test_what_the_deployment_leaves_out_is_named(world: World) -> None:
+    """While a change of models is on its way."""
+    world.analyzer.lost = frozenset({Attribute.GENDER})
+    body = (await world.client.post(ANALYZE, files={"file": image()})).json()
+    assert [entry["attribute"] for entry in body["unavailable"]] == ["gender"] and body["models"] == {"age": "fake_age"}
+    assert body["faces"][0]["attributes"]["gender"] is None and body["faces"][0]["attributes"]["age"]
+
+
+async def test_a_model_that_makes_no_number_of_a_face_is_named(world: World) -> None:
+    world.analyzer.years = float("nan")
+    response = await world.client.post(ANALYZE + "?actions=age,quality", files={"file": image()})
+    body = response.json()
+    assert body["unavailable"][0]["attribute"] == "age" and body["faces"][0]["attributes"]["age"] is None
+    world.analyzer.years = -3.0
+    body = (await world.client.post(ANALYZE + "?actions=age", files={"file": image()})).json()
+    assert body["faces"][0]["attributes"]["age"]["years"] == 0
+
+
+async def test_a_million_actions_are_refused_without_being_read(world: World) -> None:
+    begun = time.perf_counter()
+    for actions in ("x," * 500_000, ["x"] * 500_000):
+        problem(await world.client.post(ANALYZE, json={"image": "", "actions": actions}), 422, "invalid_request")
+    assert time.perf_counter() - begun < 5
+
+
+async def test_a_parameter_given_twice_is_refused(world: World) -> None:
+    problem(await world.client.post(ANALYZE + "?actions=age&actions=race", files={"file": image()}), 422, "invalid_request")
+
+
+async def test_an_unembedded_face_stops_the_analysis_with_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancelled = asyncio.Event()
+
+    async def slow(*_: object) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cancelled.set()
+
+    async def overloaded(*_: object) -> None:
+        await asyncio.sleep(0.01)
+        raise Overloaded("The queue of Embedding is full.", retry_after_s=1)
+
+    monkeypatch.setattr(world.analyzer, "analyze", slow)
+    monkeypatch.setattr(world.embedder, "embed", overloaded)
+    problem(await world.client.post(EXTRACT + "?analyze=age", files={"file": image()}), 503, "overloaded")
+    await asyncio.wait_for(cancelled.wait(), 1)
+
+
 async def test_no_face_is_an_answer(world: World) -> None:
     body = (await world.client.post(ANALYZE, files={"file": image(faces=0)})).json()
     assert body["face_detected"] is False and body["faces"] == [] and world.analyzer.calls == []
@@ -127,6 +184,11 @@ async def test_compare_analyzes_both_sides(world: World) -> None:
     files = {"image_a": image(identity=20), "image_b": image(identity=40)}
     body = (await world.client.post(COMPARE + "?analyze=age", files=files)).json()
     assert [body[side]["attributes"]["age"]["years"] for side in ("face_a", "face_b")] == [20, 40]
+
+
+async def test_embeddings_cannot_be_analyzed(world: World) -> None:
+    fields = {"embedding_a": [1, 0, 0, 0], "embedding_b": [1, 0, 0, 0], "analyze": "age"}
+    problem(await world.client.post(COMPARE, json=fields), 422, "invalid_request")
 
 
 async def test_each_picture_of_a_batch_is_analyzed(world: World) -> None:

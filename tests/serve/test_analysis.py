@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -75,3 +77,29 @@ def test_a_killed_replica_delays_and_loses_nothing(client: httpx.Client, served:
     assert {answer.status_code for answer in found} == {200}
     served.wait_for_replicas("Analysis", 1)
     assert client.post(ANALYZE, files={"file": image}).json()["unavailable"] == []
+
+
+def test_clients_that_hang_up_take_nobody_with_them(client: httpx.Client, served: Served) -> None:
+    """Faces of several requests travel in one call; it must outlive the request that happened to start it."""
+    image = data.package_image("Tom_Hanks_54745.png")
+    until = time.monotonic() + 6
+
+    def impatient(number: int) -> None:
+        with served.client(timeout=0.03 + 0.05 * number) as other:
+            while time.monotonic() < until:
+                with contextlib.suppress(httpx.TimeoutException):
+                    other.post(ANALYZE, files={"file": image})
+
+    def patient(_: int) -> list[tuple[int, float]]:
+        answers = []
+        while time.monotonic() < until:
+            begun = time.monotonic()
+            answers.append((client.post(ANALYZE, files={"file": image}).status_code, time.monotonic() - begun))
+        return answers
+
+    with ThreadPoolExecutor(12) as pool:
+        leaving = [pool.submit(impatient, number) for number in range(6)]
+        answers = [answer for found in pool.map(patient, range(6)) for answer in found]
+        for one in leaving:
+            one.result()
+    assert {status for status, _ in answers} == {200} and max(took_s for _, took_s in answers) < 20

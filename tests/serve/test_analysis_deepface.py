@@ -7,19 +7,18 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deployments.models.deepface_models import DeepFaceEngine, weights_folder
+from deployments.models.deepface_models import DeepFaceEngine
+from serve_app.attributes import Attribute
 from tests import data
+from tests.accuracy.test_deepface import require
 from tests.serve.conftest import start, stop
 
-MODELS = {name: f"deepface_{name}" for name in ("age", "gender", "emotion")}
-FILES = ("age_model_weights.onnx", "gender_model_weights.onnx", "facial_expression_model_weights.onnx")
+ANSWERED = (Attribute.AGE, Attribute.GENDER, Attribute.EMOTION)
+MODELS = {name.value: f"deepface_{name}" for name in ANSWERED}
 
 
 def test_deepface_answers_what_its_weights_allow(tmp_path: Path) -> None:
-    if not DeepFaceEngine.ONNX.installed:
-        pytest.skip(f"the extra {DeepFaceEngine.ONNX.extra!r} is not installed")
-    for file in FILES:
-        data.require(weights_folder(data.DEEPFACE_HOME) / file)
+    require(DeepFaceEngine.ONNX, *ANSWERED)
     photo = data.read("fr/obama_obama.jpg")
     process, served = start(
         tmp_path,

@@ -163,12 +163,15 @@ class FakePredictor:
         return {attribute: rows + index for index, attribute in enumerate(self.attributes)}
 
 
+MODEL_OF = {Attribute.AGE: "both", Attribute.GENDER: "both", Attribute.EMOTION: "emotion", Attribute.RACE: "nobody"}
+
+
 def request(first: int, faces: int, *attributes: Attribute) -> AnalysisRequest:
     """Faces numbered from `first` in small chips, from 100 + `first` in large ones."""
     numbers = np.arange(first, first + faces, dtype=np.uint8)[:, None, None, None]
     return AnalysisRequest(
         {spec: np.tile(numbers + offset, (1, spec.size_px, spec.size_px, 3)) for spec, offset in ((SMALL, 0), (LARGE, 100))},
-        attributes,
+        tuple((attribute, MODEL_OF[attribute]) for attribute in attributes),
     )
 
 
@@ -176,8 +179,8 @@ class TestEngine:
     def engine(self, max_faces: int = 32) -> tuple[AnalysisEngine, FakePredictor, FakePredictor]:
         both, emotion = FakePredictor(Attribute.AGE, Attribute.GENDER), FakePredictor(Attribute.EMOTION)
         models = [
-            LoadedAttributeModel(both, SMALL, (Attribute.AGE, Attribute.GENDER)),
-            LoadedAttributeModel(emotion, LARGE, (Attribute.EMOTION,)),
+            LoadedAttributeModel("both", both, SMALL, (Attribute.AGE, Attribute.GENDER)),
+            LoadedAttributeModel("emotion", emotion, LARGE, (Attribute.EMOTION,)),
         ]
         return AnalysisEngine(models, max_faces), both, emotion
 
@@ -201,7 +204,14 @@ class TestEngine:
     def test_a_request_without_faces_among_others(self) -> None:
         engine, both, _ = self.engine()
         answers = engine.run([request(1, 0, Attribute.AGE), request(5, 1, Attribute.AGE)])
-        assert [len(answer[Attribute.AGE]) for answer in answers] == [0, 1] and both.batches == [1]
+        assert answers[0] == {} and len(answers[1][Attribute.AGE]) == 1 and both.batches == [1]
+
+    def test_another_model_is_not_taken_for_the_one_asked_for(self) -> None:
+        """While a change of configuration is on its way, ingress and replica may disagree."""
+        engine, both, _ = self.engine()
+        old = AnalysisRequest(request(1, 2, Attribute.AGE).chips, ((Attribute.AGE, "another"),))
+        without_chip = AnalysisRequest({LARGE: request(1, 2).chips[LARGE]}, ((Attribute.AGE, "both"),))
+        assert engine.run([old, without_chip]) == [{}, {}] and both.batches == []
 
     def test_a_model_that_nobody_asks_is_not_run(self) -> None:
         engine, both, emotion = self.engine()
@@ -210,7 +220,7 @@ class TestEngine:
 
     def test_an_attribute_another_model_answers_is_not_taken_from_this_one(self) -> None:
         both = FakePredictor(Attribute.AGE, Attribute.GENDER)
-        engine = AnalysisEngine([LoadedAttributeModel(both, SMALL, (Attribute.GENDER,))])
+        engine = AnalysisEngine([LoadedAttributeModel("both", both, SMALL, (Attribute.GENDER,))])
         (answer,) = engine.run([request(1, 2, Attribute.AGE, Attribute.GENDER)])
         assert set(answer) == {Attribute.GENDER}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -136,3 +137,42 @@ async def test_a_call_without_callers_is_cancelled_and_makes_room() -> None:
     assert far.cancelled == 2 and far.calls[2] == ("a", [3])
     far.gate.set()
     assert await tasks[2] == 6
+
+
+async def test_a_call_that_is_cancelled_from_elsewhere_leaves_nobody_waiting() -> None:
+    """Serve cancels the calls of a request whose client is gone; the others of the call get an answer they can act on."""
+    far = Far(error=asyncio.CancelledError())  # type: ignore[arg-type]
+    tasks = await submitted(coalescer(far), 1, 2, 3)
+    far.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(answer, ModelUnavailable) for answer in answers)
+
+
+async def test_a_call_belongs_to_no_single_caller() -> None:
+    request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+    seen: list[str] = []
+
+    async def run(key: str, items: Sequence[int]) -> list[int]:
+        seen.append(request.get())
+        await asyncio.sleep(0)
+        return list(items)
+
+    one: Coalescer[str, int, int] = Coalescer(run, weight=lambda item: 1, full=2)
+
+    async def caller(name: str, item: int) -> int:
+        request.set(name)
+        return await one.submit("a", item)
+
+    await asyncio.gather(*(caller(f"request {item}", item) for item in range(9)))
+    assert set(seen) == {"none"}
+
+
+async def test_each_caller_gets_an_error_of_its_own() -> None:
+    far = Far(error=ModelUnavailable("gone", retry_after_s=1))
+    one = coalescer(far)
+    tasks = [asyncio.create_task(one.submit("a", item)) for item in (1, 2)]
+    far.gate.set()
+    first, second = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(first, ModelUnavailable) and isinstance(second, ModelUnavailable)
+    first.details["side"] = "a"
+    assert second.details == {"retry_after_s": 1} and second.detail == "gone" and len(far.calls) == 1

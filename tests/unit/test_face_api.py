@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deployments.models import attribute_packs, pulling
+from deployments.models import attribute_packs, npm, pulling
 from deployments.models.attribute_packs import AnalysisLocation, AttributeModelSpec, Missing, attribute_model_specs, find_model
-from deployments.models.deepface_models import DeepFaceEngine
+from deployments.models.deepface_models import DeepFaceEngine, weights_folder
 from deployments.models.face_api import CLASSES, convert, layout, read_weights
 from deployments.models.loading import load_attribute_models
-from deployments.models.npm import NpmSource, extract
+from deployments.models.npm import NpmSource, environment, extract
 from deployments.models.packs import PackLocation
 from deployments.models.pulling import model_states, pull_model
 from deployments.models.session import Device, create_session
@@ -181,6 +183,52 @@ def test_a_damaged_archive_is_a_configuration_error(tmp_path: Path) -> None:
             extract(tmp_path / "a.tgz", SOURCE, [SHARD])
 
 
+def test_an_archive_that_unpacks_to_too_much_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the mass is: in a file nobody asked for, in the file itself, in a header, in the number of files."""
+    wanted = f"package/model/{SHARD}"
+    mass, small = bytes(1 << 20), b"good"
+    monkeypatch.setattr(npm, "_MAX_UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr(npm, "_MAX_MEMBERS", 10)
+    cases: list[tuple[dict[str, bytes | tarfile.TarInfo], str]] = [
+        ({"package/other": mass, wanted: small}, "1 MiB"),
+        ({wanted: mass}, "1 MiB"),
+        ({"package/" + "x" * len(mass): small, wanted: small}, "1 MiB"),
+        ({**{f"package/{index}": b"" for index in range(10)}, wanted: small}, "10 files"),
+    ]
+    for members, said in cases:
+        archive = write_archive(tmp_path / "a.tgz", members)
+        assert archive.stat().st_size < 50_000
+        with pytest.raises(ConfigurationError, match=f"more than {said}"):
+            extract(archive, SOURCE, [SHARD])
+    assert extract(write_archive(tmp_path / "a.tgz", {"package/other": mass[:-20_000], wanted: small}), SOURCE, [SHARD])
+
+
+def test_a_sparse_file_is_not_blown_up(tmp_path: Path) -> None:
+    """64 GiB of nothing, in one block."""
+    wanted = tarfile.TarInfo(f"package/model/{SHARD}")
+    header = bytearray(wanted.tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    header[483:495] = b"\x80" + (64 << 30).to_bytes(11, "big")
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:]))
+    archive = tmp_path / "a.tgz"
+    archive.write_bytes(gzip.compress(bytes(header) + bytes(1024)))
+    with tarfile.open(archive) as members:
+        (member,) = members
+        assert member.issparse() and member.isreg() and member.size == 64 << 30
+    with pytest.raises(ConfigurationError, match=f"has no {SHARD}"):
+        extract(archive, SOURCE, [SHARD])
+
+
+SECRETS = ("API_KEY", "DATABASE_URL", "MINIO_SECRET_KEY", "POSTGRES_PASSWORD", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY")
+
+
+def test_npm_is_given_its_own_variables_only() -> None:
+    needed = ("PATH", "HOME", "npm_config_registry", "NPM_CONFIG_CAFILE", "NPM_TOKEN", "https_proxy", "HTTP_PROXY", "NO_PROXY",
+              "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "LANG", "LC_ALL", "TMPDIR")  # fmt: skip
+    others = (*SECRETS, "PATH_TO_KEY", "MY_PATH", "HOMEPAGE", "PROXY")
+    assert tuple(environment(dict.fromkeys((*needed, *others), "x"))) == needed
+
+
 @pytest.fixture
 def location(tmp_path: Path, model_cache: Path) -> AnalysisLocation:
     return AnalysisLocation(PackLocation("opencv", tmp_path / "root", model_cache), tmp_path / "deepface")
@@ -238,11 +286,24 @@ def test_it_is_pulled_verified_and_answers(
     pull_model(NAME, location)
     (call,) = (tmp_path / "bin" / "calls").read_text().splitlines()
     assert call.startswith("pack @vladmandic/face-api@1.7.15 --ignore-scripts")
-    (loaded,) = load_attribute_models(location, [NAME], 1)
+    (loaded,) = load_attribute_models(location, {NAME: (Attribute.EMOTION,)}, 1)
     chips = np.zeros((3, 112, 112, 3), dtype=np.uint8)
     probabilities = loaded.predictor.predict(chips)[Attribute.EMOTION]
     assert probabilities.shape == (3, len(made_up.classes))
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.usefixtures("made_up")
+def test_no_secret_reaches_npm(
+    files: dict[str, bytes], location: AnalysisLocation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SECRETS:
+        monkeypatch.setenv(name, "very secret")
+    script = f"/usr/bin/env > '{tmp_path}/environment'; " + pack_of(files, tmp_path / "package.tgz")
+    fake_npm(tmp_path / "bin", script, monkeypatch)
+    pull_model(NAME, location)
+    seen = (tmp_path / "environment").read_text()
+    assert "very secret" not in seen and f"PATH={os.environ['PATH']}" in seen
 
 
 @pytest.mark.usefixtures("made_up")
@@ -253,9 +314,9 @@ def test_a_damaged_file_is_refused_and_pulled_again(
     fake_npm(tmp_path / "bin", pack_of(files, tmp_path / "package.tgz"), monkeypatch)
     for name in files:
         (folder / name).write_bytes(b"damaged")
-        with pytest.raises(ConfigurationError, match=f"{name} is not the file"):
-            find_model(NAME, location)
-        assert "is not the file" in str({state.name: state.problem for state in model_states(location)}[NAME])
+        found = find_model(NAME, location)
+        assert isinstance(found, Missing) and name in found.reason
+        assert "needs another" in str({state.name: state.problem for state in model_states(location)}[NAME])
         pull_model(NAME, location)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
@@ -314,6 +375,27 @@ def test_other_models_are_verified_or_fetched_by_their_package(
     monkeypatch.setattr(pulling, "build_client", refuse)
     with pytest.raises(ConfigurationError, match="no such host"):
         pull_model("deepface_age", location)
+
+
+def test_files_without_a_known_hash_are_said_to_be_unverified(
+    location: AnalysisLocation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(DeepFaceEngine, "installed", property(lambda _: True))
+    folder = weights_folder(location.deepface_home)
+    content = b"weights of whoever put them there"
+
+    def fetch(*_args: object, **_kwargs: object) -> None:
+        folder.mkdir(parents=True)
+        (folder / "race_model_single_batch.onnx").write_bytes(content)
+
+    monkeypatch.setattr(pulling, "build_client", fetch)
+    pull_model("deepface_race", location)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "deepface_race: not verified: no hash is known" in record.getMessage()
+    assert hashlib.sha256(content).hexdigest() in record.getMessage()
+    caplog.clear()
+    pull_model("dlib_age", location)
+    assert not caplog.records
 
 
 def test_states_name_every_model_and_what_it_lacks(location: AnalysisLocation) -> None:

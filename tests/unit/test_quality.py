@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from deployments.models.detector import RawFaces
 from deployments.models.engine import DetectionEngine, DetectionRequest
-from serve_app.attributes import Attribute, AttributeOutputs
+from serve_app.attributes import Asked, AttributeOutputs
 from serve_app.faces import (
     ALL_FACES,
     Chips,
@@ -228,7 +228,7 @@ class UnitEmbedder:
 
 
 class NoAnalyzer:
-    async def analyze(self, chips: Chips, attributes: tuple[Attribute, ...]) -> AttributeOutputs:
+    async def analyze(self, chips: Chips, asked: Asked) -> AttributeOutputs:
         raise AssertionError("nothing was asked for")
 
 
