@@ -167,8 +167,9 @@ def _offset_from_gps(taken: datetime, gps: Tags) -> int | None:
     hours, minutes, seconds = clock
     if not (0 <= hours < 24 and 0 <= minutes < 60 and 0 <= seconds < 61):
         return None
-    moment = datetime(midnight.year, midnight.month, midnight.day) + timedelta(hours=hours, minutes=minutes, seconds=seconds)
-    difference_min = (taken - moment).total_seconds() / 60
+    # From the date alone: the last day of the calendar has no next one.
+    since_midnight = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+    difference_min = (taken - datetime(midnight.year, midnight.month, midnight.day) - since_midnight).total_seconds() / 60
     zone = round(difference_min / _OFFSET_STEP_MIN) * _OFFSET_STEP_MIN
     plausible = _MIN_OFFSET_MIN <= zone <= _MAX_OFFSET_MIN and abs(difference_min - zone) <= _GPS_CLOCK_TOLERANCE_MIN
     return zone if plausible else None

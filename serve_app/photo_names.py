@@ -10,6 +10,8 @@ MAX_TAGS = 100
 MAX_FOLDER_LENGTH = 500
 MAX_FILE_NAME_LENGTH = 255
 _MAX_KEPT_SUFFIX = 16
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Controls of the writing direction, by which a name shows another ending than it has."""
 _UNSHOWABLE = ("Cc", "Cs", "Zl", "Zp")
 
 
@@ -56,4 +58,4 @@ def _plain(text: str, what: str) -> str:
 
 
 def _showable(character: str) -> bool:
-    return unicodedata.category(character) not in _UNSHOWABLE
+    return unicodedata.category(character) not in _UNSHOWABLE and character not in _TURNING

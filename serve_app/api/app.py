@@ -93,8 +93,24 @@ def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(services.settings.cors_origins),
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-ID", "Idempotency-Key"],
-            expose_headers=["X-Request-ID", "Retry-After", "Idempotent-Replayed"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "X-Request-ID",
+                "Idempotency-Key",
+                "If-None-Match",
+                "If-Range",
+                "Range",
+            ],
+            expose_headers=[
+                "X-Request-ID",
+                "Retry-After",
+                "Idempotent-Replayed",
+                "ETag",
+                "Accept-Ranges",
+                "Content-Range",
+                "Content-Disposition",
+            ],
         )
     # Outermost: everything below it, CORS answers included, carries the request id.
     api.add_middleware(RequestEdge, echo_request_id=echo_request_id)

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from serve_app import photo_names
 from serve_app.api.person_fields import Moment
-from serve_app.api.schemas import Answer, Problem, RequestModel, bounded_list, json_text
+from serve_app.api.schemas import MOST_IMAGES, Answer, Problem, RequestModel, bounded_list, json_text
 from serve_app.photo_names import MAX_TAGS
 
 MAX_PERSONS = 100
@@ -58,9 +58,15 @@ class UploadImageFields(RequestModel):
 
 
 class UploadJsonFields(UploadFields):
-    images: list[str | UploadImageFields] = Field(
-        min_length=1, description="Pictures as base64 or data URI, or objects with `image` and `file_name`."
-    )
+    images: Annotated[
+        list[str | UploadImageFields],
+        Field(
+            min_length=1,
+            fail_fast=True,
+            description="Pictures as base64 or data URI, or objects with `image` and `file_name`.",
+        ),
+        BeforeValidator(bounded_list(MOST_IMAGES)),
+    ]
 
 
 class TagChangeFields(RequestModel):
@@ -99,7 +105,10 @@ class PhotoAnswer(Answer):
         description="For sorting: the camera's clock in its zone, as UTC where it names none; else what the upload said,"
         " else the time of the upload."
     )
-    taken_local: datetime | None = Field(description="What the camera's clock showed; null where the picture has no date.")
+    taken_local: datetime | None = Field(
+        description="What the camera's clock showed, without a zone; null where the picture has no date.",
+        json_schema_extra={"anyOf": [{"type": "string", "examples": ["2024-08-17T14:03:59"]}, {"type": "null"}]},
+    )
     taken_offset_min: int | None = Field(description="The camera's zone, minutes east of UTC.", examples=[120])
     camera: str | None
     lens: str | None

@@ -41,6 +41,10 @@ class Answer(BaseModel):
 Upload = Annotated[bytes, Field(strict=True, json_schema_extra={"format": "binary"})]
 
 
+MOST_IMAGES = 10_000
+"""Of one body: what MAX_BATCH_IMAGES may be set to."""
+
+
 def json_text(value: object) -> object:
     """Forms carry numbers as text: an embedding is then a JSON array."""
     if isinstance(value, str):
@@ -127,7 +131,11 @@ class BatchFields(DetectionFields, CropFields, AnalyzeFields):
 
 
 class BatchJsonFields(BatchFields):
-    images: list[str] = Field(min_length=1, description="Pictures as base64 or data URI.")
+    images: Annotated[
+        list[str],
+        Field(min_length=1, fail_fast=True, description="Pictures as base64 or data URI."),
+        BeforeValidator(bounded_list(MOST_IMAGES)),
+    ]
 
 
 class CompareFields(DetectionFields, CropFields, AnalyzeFields):

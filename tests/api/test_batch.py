@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import time
 
 import pytest
 
@@ -110,3 +111,12 @@ async def test_other_bodies(world: World) -> None:
     problem(
         await world.client.post(BATCH, content=image(), headers={"content-type": "image/jpeg"}), 415, "unsupported_media_type"
     )
+
+
+async def test_a_list_of_a_million_wrong_pictures_is_refused_without_being_read(world: World) -> None:
+    begun = time.perf_counter()
+    for path in (BATCH, "/api/v1/photos/upload"):
+        for images in ([1] * 9_000, [1] * 500_000):
+            response = await world.client.post(path, json={"images": images})
+            assert response.status_code == 422, response.text
+    assert time.perf_counter() - begun < 5

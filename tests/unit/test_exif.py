@@ -360,3 +360,10 @@ def test_a_real_photo_of_a_phone() -> None:
     assert info.camera is not None and info.camera.startswith("Apple iPhone")
     assert info.lens is not None and "iPhone" in info.lens
     assert info.taken_local is not None and (info.width_px, info.height_px) == (4032, 3024)
+
+
+@pytest.mark.parametrize("day", ["9999:12:31", "0001:01:01"])
+def test_the_ends_of_the_calendar_are_no_zone_and_no_error(day: str) -> None:
+    data = tagged(exif={0x9003: "2020:05:06 07:08:09"}, gps={7: (23.0, 59.0, 60.0), 29: day})
+    info = read_info(data, LIMITS, NOW)
+    assert info.taken_local is not None and info.taken_offset_min is None

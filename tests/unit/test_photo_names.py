@@ -16,6 +16,8 @@ from serve_app import photo_names
         ("  a b.jpg ", "a b.jpg"),
         ("Zu\u0308rich.jpg", "Z\u00fcrich.jpg"),
         ("a\x00b\nc\ud800.jpg", "abc.jpg"),
+        ("photo\u202egnp.exe", "photognp.exe"),
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467.jpg", "\U0001f468\u200d\U0001f469\u200d\U0001f467.jpg"),
         ("", None),
         (None, None),
         ("..", None),
