@@ -44,7 +44,7 @@ _MODE = 0o600
 
 class Manifest(BaseModel):
     """`format`: of the file. `schema_version`: of the database. `objects`: that rows name; those that are missing in the
-    store are missing in the file as well."""
+    store are missing in the file as well. `photos`: None in files of before there were any."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,6 +57,7 @@ class Manifest(BaseModel):
     faces: int = Field(ge=0)
     images: int = Field(ge=0)
     objects: int = Field(ge=0)
+    photos: int | None = Field(default=None, ge=0)
 
 
 class End(BaseModel):

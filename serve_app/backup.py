@@ -134,8 +134,8 @@ async def _restore(
         present = await dumps.counts(connection)
         if present.collections and not force:
             raise ConfigurationError(
-                f"The database holds {present.collections} collections with {present.faces} faces. With --force they are"
-                " replaced by those of the backup."
+                f"The database holds {present.collections} collections with {present.faces} faces and {present.photos}"
+                " photos. With --force they are replaced by those of the backup."
             )
         size = os.fstat(stream.fileno()).st_size
         manifest, end = await asyncio.to_thread(archive.verify, stream, lambda position: verifying(position, size))
@@ -148,7 +148,14 @@ async def _restore(
     async with database.dedicated() as connection:
         await dumps.analyze(connection)
         counts = await dumps.counts(connection)
-    expected = Counts(manifest.collections, manifest.persons, manifest.faces, manifest.images, manifest.objects)
+    expected = Counts(
+        collections=manifest.collections,
+        persons=manifest.persons,
+        faces=manifest.faces,
+        images=manifest.images,
+        objects=manifest.objects,
+        photos=counts.photos if manifest.photos is None else manifest.photos,
+    )
     if counts != expected:
         raise ConfigurationError(f"The database was restored, but holds {counts} where the backup names {expected}.")
     return RestoreReport(manifest, end, counts)
@@ -165,6 +172,7 @@ async def _manifest(connection: Connection, counts: Counts) -> Manifest:
         faces=counts.faces,
         images=counts.images,
         objects=counts.objects,
+        photos=counts.photos,
     )
 
 

@@ -22,6 +22,9 @@ from serve_app.services.thumbnails import Thumbnails
 from serve_app.storage.database import Database, Dsn
 from serve_app.storage.objects import ObjectStore
 
+_SETTLE_S = 5
+"""What is under way for clients that left is waited for, twice at most; `kinlens gc` finds what it leaves then."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
@@ -38,6 +41,8 @@ class Gallery:
     async def close(self) -> None:
         await self.housekeeping.stop()
         await self.thumbnails.close()
+        await self.photos.settle(_SETTLE_S)
+        await self.enrolment.settle(_SETTLE_S)
         await self.database.close()
         await self.objects.close()
 

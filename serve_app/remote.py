@@ -20,6 +20,7 @@ from serve_app.errors import RETRY_AFTER_S, ImageError, ModelUnavailable, Overlo
 from serve_app.faces import Chips, Crops, DetectionOptions, Detections, FloatArray, face_count, merge_chips
 from serve_app.images import ImageLimits, check_size, sniff
 from serve_app.photos import PictureInfo, ThumbnailFormat
+from serve_app.services.pictures import STORED_LIMITS
 
 logger = logging.getLogger("ray.serve")
 
@@ -75,7 +76,10 @@ class RemoteDetector:
 
 
 class RemotePictures:
-    """The Detection deployment as a services.pictures.PictureReader. Bytes that are no picture never travel to a replica."""
+    """The Detection deployment as a services.pictures.PictureReader. Bytes that are no picture never travel to a replica.
+
+    `limits`: of uploads.
+    """
 
     def __init__(self, handle: DeploymentHandle, limits: ImageLimits) -> None:
         self._limits = limits
@@ -85,22 +89,20 @@ class RemotePictures:
         )
 
     async def inspect(self, image: bytes) -> PictureInfo:
-        self._check(image)
+        check_size(image, self._limits)
+        sniff(image)
         answer = await self._inspect(image)
         if isinstance(answer, ImageError):
             raise answer
         return answer
 
     async def thumbnail(self, image: bytes, side_px: int, image_format: ThumbnailFormat) -> bytes:
-        self._check(image)
+        check_size(image, STORED_LIMITS)
+        sniff(image)
         answer = await self._thumbnail(image, side_px, image_format)
         if isinstance(answer, ImageError):
             raise answer
         return answer
-
-    def _check(self, image: bytes) -> None:
-        check_size(image, self._limits)
-        sniff(image)
 
 
 class RemoteEmbedder:

@@ -9,6 +9,7 @@ from serve_app.errors import ImageError
 from serve_app.exif import read_info
 from serve_app.images import ImageLimits
 from serve_app.photos import PictureInfo, ThumbnailFormat
+from serve_app.services.pictures import STORED_LIMITS
 from serve_app.thumbnails import make_thumbnail
 
 
@@ -29,7 +30,7 @@ class ThumbnailRequest:
 
 
 class PictureEngine:
-    """Safe to call from several threads."""
+    """Safe to call from several threads. `limits`: of uploads, which are inspected; what is stored may be larger."""
 
     def __init__(self, limits: ImageLimits) -> None:
         self._limits = limits
@@ -42,6 +43,6 @@ class PictureEngine:
         try:
             if isinstance(request, InspectRequest):
                 return read_info(request.image, self._limits)
-            return make_thumbnail(request.image, request.side_px, request.image_format, self._limits)
+            return make_thumbnail(request.image, request.side_px, request.image_format, STORED_LIMITS)
         except ImageError as error:
             return error

@@ -125,7 +125,7 @@ class EnrolBatchAnswer(Answer):
 
 class ReceiptAnswer(Answer):
     """What was erased. `remaining_rows` and `objects_pending` are what a second look found: rows, and stored files that the
-    object store has yet to delete (nothing leads to them any more)."""
+    object store has yet to delete (nothing leads to them any more). A whole collection's folder counts as one."""
 
     collections: int
     persons: int

@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 from serve_app.api.accept import thumbnail_format
 from serve_app.api.deps import ServicesDep, bounded
 from serve_app.api.openapi import problems
-from serve_app.api.streams import CACHE_CONTROL, NEVER_A_PAGE, content_disposition, matches, signed_url, stream_object
+from serve_app.api.streams import ALWAYS_ASKED, NEVER_A_PAGE, content_disposition, matches, signed_url, stream_object
 from serve_app.api.writes import READ_ERRORS
 from serve_app.errors import (
     DeadlineExceeded,
@@ -69,7 +69,7 @@ async def get_thumbnail(
     """
     thumbnails = services.gallery.thumbnails
     thumbnail = await thumbnails.find(photo_id, size, thumbnail_format(request.headers.get("accept")))
-    headers = {"ETag": thumbnail.etag, "Cache-Control": CACHE_CONTROL, "Vary": "Accept", **NEVER_A_PAGE}
+    headers = {"ETag": thumbnail.etag, "Cache-Control": ALWAYS_ASKED, "Vary": "Accept", **NEVER_A_PAGE}
     if matches(request.headers.get("if-none-match"), thumbnail.etag):
         return Response(status_code=304, headers=headers)
     data = await bounded(request, thumbnails.get(thumbnail), services.settings.worker_timeout)

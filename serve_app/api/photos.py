@@ -27,7 +27,7 @@ from serve_app.api.photo_schemas import (
     TagPage,
 )
 from serve_app.api.writes import READ_ERRORS, WRITE_ERRORS, idempotency_header, once
-from serve_app.errors import InvalidCursor, JsonValue
+from serve_app.errors import DeadlineExceeded, InvalidCursor, JsonValue
 from serve_app.photos import PersonsMatch, Photo, PhotoFilter, PhotoSort
 from serve_app.services.photos import PhotoQuery
 from serve_app.storage.photo_pages import Order, Position
@@ -36,7 +36,12 @@ router = APIRouter(tags=["photos"])
 _write = [Depends(idempotency_header)]
 
 
-@router.get("/photos", response_model=PhotoPage, summary="List photos", responses=problems(*READ_ERRORS, InvalidCursor))
+@router.get(
+    "/photos",
+    response_model=PhotoPage,
+    summary="List photos",
+    responses=problems(*READ_ERRORS, InvalidCursor, DeadlineExceeded),
+)
 async def list_photos(
     services: ServicesDep,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,

@@ -18,10 +18,13 @@ from serve_app.storage.objects import ObjectMissing
 
 URL_EXPIRES_S = 900
 """Of a signed address."""
-CACHE_CONTROL = "private, max-age=3600"
+ALWAYS_ASKED = "private, no-cache"
+"""Cache-Control of what has an ETag: a browser that has it asks each time (304), and shows nothing that was erased."""
 NEVER_A_PAGE = {"Content-Security-Policy": "default-src 'none'; sandbox", "X-Content-Type-Options": "nosniff"}
 """Headers that keep a browser from rendering bytes as anything but a picture, whatever they are."""
 
+_KEPT_AN_HOUR = "private, max-age=3600"
+"""Cache-Control of what has none, and would be sent anew each time."""
 _SNIFFED_BYTES = 256
 _SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -49,7 +52,8 @@ async def stream_object(
 ) -> Response:
     """An object as a download. `etag`: strong; `headers`: further ones. Raises NotFound, ObjectStoreUnavailable."""
     objects = services.gallery.objects
-    more = {"Cache-Control": CACHE_CONTROL, **({"ETag": etag} if etag else {}), **(headers or {})}
+    caching = {"Cache-Control": ALWAYS_ASKED, "ETag": etag} if etag else {"Cache-Control": _KEPT_AN_HOUR}
+    more = {**caching, **(headers or {})}
     if etag and matches(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=more)
     # A part of what the client has only if that is still the same (RFC 9110, section 13.1.5).

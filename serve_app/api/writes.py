@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 from fastapi import Header, Request, Response
 from pydantic import BaseModel
 
-from serve_app.api.deps import Services
+from serve_app.api.deps import FORMER_PREFIX, PREFIX, Services
 from serve_app.errors import (
     DatabaseUnavailable,
     DeadlineExceeded,
@@ -100,7 +100,11 @@ def _collection(request: Request) -> str | None:
 
 
 def _fingerprint(request: Request, fields: BaseModel | None) -> bytes:
-    digest = hashlib.sha256(f"{request.method} {request.url.path}?{request.url.query}\n".encode("utf-8", "surrogateescape"))
+    path = request.url.path
+    if path.startswith(f"{FORMER_PREFIX}/") and not path.startswith(f"{PREFIX}/"):
+        # The same request, whichever of its two addresses it is sent to.
+        path = PREFIX + path.removeprefix(FORMER_PREFIX)
+    digest = hashlib.sha256(f"{request.method} {path}?{request.url.query}\n".encode("utf-8", "surrogateescape"))
     if fields is not None:
         digest.update(json.dumps(fields.model_dump(), default=_digest, sort_keys=True).encode())
     return digest.digest()

@@ -173,6 +173,7 @@ def _row_findings(rows: Mismatches) -> list[Finding]:
         (rows.templates_without_person, "templates stand for nobody: they should have been erased"),
         (rows.pictures_of_nothing, "pictures belong to no face and no photo: they should have been erased"),
         (rows.photos_of_another_collection, "photos belong to another collection than their picture or their tags"),
+        (rows.photos_with_wrong_tag_count, "photos count their tags wrong: the list of untagged photos is not true"),
     )
     return [Finding(f"{count:,} {text}.") for count, text in described if count]
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
-from serve_app.errors import AlreadyExists, EmbeddingModelMismatch, NotFound, ObjectStoreUnavailable
+from serve_app.errors import AlreadyExists, EmbeddingModelMismatch, NotFound
 from serve_app.people import Collection, CollectionSize, EmbeddingContract, Metadata
 from serve_app.services.erasure import Eraser, Receipt
 from serve_app.services.writing import Once
 from serve_app.storage import collections, idempotency
 from serve_app.storage.database import Connection, Database
-from serve_app.storage.objects import collection_prefix
-
-logger = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +88,9 @@ class Collections:
             collection = await collections.lock(tx, collection_id, for_deletion=True)
             erased = await collections.delete(tx, collection)
             await idempotency.erase_collection(tx, collection_id)
-            prefixes.append(collection_prefix(collection.key))
             return Receipt.of(erased, await collections.remaining_rows(tx, collection), collections=1)
 
-        prefixes: list[str] = []
-        receipt = await self._eraser.finish(await once.run(self._database, work), once)
-        if not receipt.objects_pending:
-            try:
-                await self._eraser.erase_prefix(prefixes[-1])
-            except ObjectStoreUnavailable as error:
-                logger.warning("what broken off enrolments left is for `kinlens gc`: %s", error.detail)
-        return receipt
+        return await self._eraser.finish(await once.run(self._database, work), once)
 
 
 def check_contract(collection: Collection, loaded: EmbeddingContract) -> None:

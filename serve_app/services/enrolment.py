@@ -144,6 +144,11 @@ class Enrolment:
             await self._discard(new_faces)
             raise
 
+    async def settle(self, timeout_s: float) -> None:
+        """Waits for objects of enrolments that were broken off to be removed."""
+        if self._cleaning:
+            await asyncio.wait(self._cleaning, timeout=timeout_s)
+
     async def _open(self, collection_id: str, person: PersonRef) -> tuple[Collection, UUID | None]:
         async with self._database.connection() as connection:
             collection = await collections.get(connection, collection_id)

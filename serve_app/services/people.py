@@ -77,10 +77,12 @@ class People:
             found = await persons.lock(tx, collection, person_ids)
             if must_exist:
                 _require(person_ids, found, persons.missing)
-            erased = await faces.delete(tx, collection, await faces.ids_of_persons(tx, found))
+            face_ids = await faces.ids_of_persons(tx, found)
+            erased = await faces.delete(tx, collection, face_ids)
             templates = await self._refresh(tx, collection, found)
             removed = await persons.delete(tx, collection, found)
-            await idempotency.erase_subjects(tx, found)
+            # Their faces as well: one that was moved stands in the answer of another person's enrolment.
+            await idempotency.erase_subjects(tx, [*found, *face_ids])
             remaining = await persons.remaining_rows(tx, collection, found)
             return Receipt.of(replace(erased, persons=removed, templates=templates), remaining)
 
@@ -110,6 +112,7 @@ class People:
                 _require(face_ids, owners, faces.missing)
             erased = await faces.delete(tx, collection, list(owners))
             templates = await self._refresh(tx, collection, sorted(set(owners.values())))
+            await idempotency.erase_subjects(tx, list(owners))
             remaining = len(await faces.owners(tx, collection, face_ids))
             return Receipt.of(replace(erased, templates=templates), remaining)
 

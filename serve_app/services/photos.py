@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from serve_app import photo_names
@@ -28,6 +29,8 @@ from serve_app.storage.photo_pages import Order, Position
 from serve_app.storage.photo_tags import TagCount
 
 logger = logging.getLogger("ray.serve")
+
+ResultT = TypeVar("ResultT")
 
 COLLECTION_NAME = "Photo library"
 TagChange = Callable[[Connection, Collection], Awaitable[None]]
@@ -86,7 +89,7 @@ class Photos:
         self._eraser = eraser
         self._pictures = pictures
         self.collection_id = collection_id
-        self._cleaning: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[Any]] = set()
 
     async def upload(self, new: Upload, once: Once[Uploaded]) -> Uploaded:
         """Durable when it returns. A picture the library has costs a look-up, whatever it is called now.
@@ -124,14 +127,24 @@ class Photos:
                 raise NotFound("The library was erased meanwhile; send the photo again.")
             return Uploaded(*await photos.insert(tx, locked, photo, new.tags))
 
-        try:
-            return await once.run(self._database, work)
-        except PartUnavailable:
-            # The commit may have happened: the object must stay. If it did not, `kinlens gc` finds it.
-            raise
-        except (KinlensError, Replayed):
-            await self._discard(photo.object_key)
-            raise
+        async def insert() -> Uploaded:
+            try:
+                return await once.run(self._database, work)
+            except PartUnavailable:
+                # The commit may have happened: the object must stay. If it did not, `kinlens gc` finds it.
+                raise
+            except (KinlensError, Replayed):
+                await self._discard(photo.object_key)
+                raise
+
+        # Shielded: of a transaction that is cancelled nobody knows whether it was committed, and whether the object is to
+        # go. It is short, and what the client would have been told is so.
+        return await asyncio.shield(self._keep(asyncio.create_task(insert())))
+
+    async def settle(self, timeout_s: float) -> None:
+        """Waits for what clients that left have left under way: photos on their way into the database, objects to remove."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=timeout_s)
 
     async def get(self, photo_id: UUID) -> Photo:
         async with self._database.connection() as connection:
@@ -181,7 +194,7 @@ class Photos:
             erased = await photos.delete(tx, collection, photo_id, list(found))
             owners = sorted({owner for owner in found.values() if owner is not None})
             templates = sum([await vectors.refresh_templates(tx, collection, owner) for owner in owners])
-            await idempotency.erase_subjects(tx, [photo_id])
+            await idempotency.erase_subjects(tx, [photo_id, image_id, *found])
             remaining = await photos.remaining_rows(tx, photo_id, image_id)
             return Receipt.of(replace(erased, templates=templates), remaining)
 
@@ -236,10 +249,20 @@ class Photos:
             # Shielded: a put that is under way when the client leaves may succeed, and then nobody would know of it.
             await asyncio.shield(task)
         except BaseException:
-            cleaning = asyncio.create_task(self._remove(task, photo.object_key))
-            self._cleaning.add(cleaning)
-            cleaning.add_done_callback(self._cleaning.discard)
+            self._keep(asyncio.create_task(self._remove(task, photo.object_key)))
             raise
+
+    def _keep(self, task: asyncio.Task[ResultT]) -> asyncio.Task[ResultT]:
+        """Until it is done, whoever waits for it."""
+        self._under_way.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            # Looked at, so that asyncio does not complain when the client has left.
+            task.exception()
 
     async def _remove(self, task: asyncio.Task[None], object_key: str) -> None:
         await asyncio.wait([task])

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from serve_app.images import ImageLimits
 from serve_app.photos import PictureInfo, ThumbnailFormat
+
+STORED_LIMITS = ImageLimits(60 << 20, 178_000_000)
+"""Of pictures that are stored: the most that MAX_IMAGE_BYTES and MAX_IMAGE_PIXELS may be. These two bind uploads; lowered
+later, they must not take away what was accepted before."""
 
 
 class PictureReader(Protocol):
@@ -15,5 +20,5 @@ class PictureReader(Protocol):
         ...
 
     async def thumbnail(self, image: bytes, side_px: int, image_format: ThumbnailFormat) -> bytes:
-        """The picture, encoded anew, its longer side at most `side_px`."""
+        """The picture, encoded anew, its longer side at most `side_px`. Limited by STORED_LIMITS only."""
         ...

@@ -7,13 +7,20 @@ import logging
 from dataclasses import dataclass
 from uuid import UUID
 
-from serve_app.errors import DatabaseUnavailable, DeadlineExceeded, NotFound, ObjectStoreUnavailable, Overloaded
+from serve_app.errors import (
+    RETRY_AFTER_S,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    NotFound,
+    ObjectStoreUnavailable,
+    Overloaded,
+)
 from serve_app.people import Collection
 from serve_app.photos import THUMBNAIL_SIDES_PX, Photo, ThumbnailFormat
 from serve_app.services.enrolment import CONTENT_TYPES
 from serve_app.services.pictures import PictureReader
 from serve_app.services.pipeline import when_free
-from serve_app.storage import collections, photos
+from serve_app.storage import collections, objects_outbox, photos
 from serve_app.storage.database import Database
 from serve_app.storage.objects import ObjectMissing, ObjectStore, thumbnail_key
 
@@ -22,6 +29,10 @@ logger = logging.getLogger("ray.serve")
 _MADE_AT_ONCE = 4
 """By one process. Each holds its original in memory, and a page of a hundred thumbnails must not fill the queue that
 detection waits in too."""
+_UNDER_WAY = 256
+"""Thumbnails of one process that are made or waited for; more are refused. Some pages of a hundred."""
+_CLOSE_TIMEOUT_S = 5
+"""For what has been made to be kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +69,18 @@ def thumbnail_of(collection: Collection, photo: Photo, size_px: int, image_forma
     return Thumbnail(collection, photo.id, photo.image_id, photo.image_key, photo.sha256, side_px, image_format)
 
 
+@dataclass(eq=False, slots=True)
+class _Making:
+    """One thumbnail that is being made. `waiting`: callers; `has_place`: it has come to the front of the line; `keeping`:
+    it is made, and may be in the store already."""
+
+    waiting: int = 0
+    has_place: bool = False
+    keeping: bool = False
+
+
 class Thumbnails:
-    """Of the photos of one collection. `timeout_s`: for making one, waiting included."""
+    """Of the photos of one collection. `timeout_s`: for making one, from the moment it has a place."""
 
     def __init__(
         self, database: Database, objects: ObjectStore, pictures: PictureReader, collection_id: str, timeout_s: float
@@ -70,14 +91,20 @@ class Thumbnails:
         self._pictures = pictures
         self._timeout_s = timeout_s
         self._places = asyncio.Semaphore(_MADE_AT_ONCE)
-        self._under_way: dict[str, asyncio.Task[bytes]] = {}
+        self._under_way: dict[str, tuple[_Making, asyncio.Task[bytes]]] = {}
 
     async def close(self) -> None:
-        """Ends what is under way."""
-        tasks = list(self._under_way.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Ends what is under way. What may be in the store already is first brought to its end, or to that of the time."""
+        under_way = list(self._under_way.values())
+        for making, task in under_way:
+            if not making.keeping:
+                task.cancel()
+        tasks = [task for _, task in under_way]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_CLOSE_TIMEOUT_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def find(self, photo_id: UUID, size_px: int, image_format: ThumbnailFormat) -> Thumbnail:
         """Which thumbnail answers this; nothing is made yet. Raises NotFound, DatabaseUnavailable, Overloaded."""
@@ -98,27 +125,52 @@ class Thumbnails:
             return await self._objects.get(key)
         except ObjectMissing:
             pass
-        task = self._under_way.get(key)
-        if task is None:
-            task = asyncio.create_task(self._make(thumbnail))
-            self._under_way[key] = task
-            task.add_done_callback(lambda done: self._finished(key, done))
-        # A caller that leaves takes nothing from the others.
-        return await asyncio.shield(task)
+        making, task = self._under_way.get(key) or self._begin(thumbnail)
+        making.waiting += 1
+        try:
+            # A caller that leaves takes nothing from the others.
+            return await asyncio.shield(task)
+        finally:
+            making.waiting -= 1
+            if not making.waiting and not making.has_place:
+                # Nobody wants it, and others stand behind it. Whoever asks from now on begins anew.
+                self._forget(key, making)
+                task.cancel()
 
-    def _finished(self, key: str, task: asyncio.Task[bytes]) -> None:
-        del self._under_way[key]
+    def _begin(self, thumbnail: Thumbnail) -> tuple[_Making, asyncio.Task[bytes]]:
+        if len(self._under_way) >= _UNDER_WAY:
+            raise Overloaded("Too many thumbnails are waited for.", retry_after_s=RETRY_AFTER_S)
+        making = _Making()
+        task = asyncio.create_task(self._make(thumbnail, making))
+        self._under_way[thumbnail.key] = making, task
+        task.add_done_callback(lambda done: self._finished(thumbnail.key, making, done))
+        return making, task
+
+    def _finished(self, key: str, making: _Making, task: asyncio.Task[bytes]) -> None:
+        self._forget(key, making)
         if not task.cancelled():
             # Looked at, so that asyncio does not complain when every caller has left.
             task.exception()
 
-    async def _make(self, thumbnail: Thumbnail) -> bytes:
-        try:
-            # Without a limit of its own, one call that hangs would hold everybody who asks for the same.
-            async with asyncio.timeout(self._timeout_s), self._places:
-                data = await self._made(thumbnail)
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"The thumbnail took longer than {self._timeout_s:g} s.") from error
+    def _forget(self, key: str, making: _Making) -> None:
+        """Unless another one has taken its place."""
+        if key in self._under_way and self._under_way[key][0] is making:
+            del self._under_way[key]
+
+    async def _make(self, thumbnail: Thumbnail, making: _Making) -> bytes:
+        async with self._places:
+            making.has_place = True
+            try:
+                # Callers have limits of their own. Without one here, a few calls that hang would hold every place.
+                async with asyncio.timeout(self._timeout_s):
+                    try:
+                        # It may have been finished between the caller's look and now.
+                        return await self._objects.get(thumbnail.key)
+                    except ObjectMissing:
+                        data = await self._made(thumbnail)
+            except TimeoutError as error:
+                raise DeadlineExceeded(f"The thumbnail took longer than {self._timeout_s:g} s.") from error
+        making.keeping = True
         await self._keep(thumbnail, data)
         return data
 
@@ -131,20 +183,30 @@ class Thumbnails:
         return await when_free(lambda: self._pictures.thumbnail(original, thumbnail.side_px, thumbnail.format))
 
     async def _keep(self, thumbnail: Thumbnail, data: bytes) -> None:
-        """A thumbnail that cannot be kept is made again next time."""
+        """A thumbnail that cannot be kept is made again next time. Raises NotFound when the photo was deleted meanwhile,
+        perhaps after its thumbnails were."""
         try:
             await self._objects.put(thumbnail.key, data, thumbnail.content_type)
-            if not await self._photo_exists(thumbnail):
-                # Deleted meanwhile, perhaps after its thumbnails were.
-                await self._objects.delete(thumbnail.key)
         except ObjectStoreUnavailable as error:
+            # It may be there all the same.
             logger.warning("thumbnail %s was not kept: %s", thumbnail.key, error.detail)
-
-    async def _photo_exists(self, thumbnail: Thumbnail) -> bool:
-        """False where nobody can tell."""
+        gone: NotFound | None = None
         try:
             async with self._database.connection() as connection:
-                await photos.get(connection, thumbnail.collection, thumbnail.photo_id)
-        except (NotFound, DatabaseUnavailable, Overloaded):
-            return False
-        return True
+                try:
+                    await photos.get(connection, thumbnail.collection, thumbnail.photo_id)
+                    return
+                except NotFound as error:
+                    gone = error
+                    # The sweeper tries until the store has deleted it.
+                    await objects_outbox.add(connection, [thumbnail.key])
+        except (DatabaseUnavailable, Overloaded) as error:
+            logger.warning("thumbnail %s is taken back: %s", thumbnail.key, error.detail)
+        # Here as well: the outbox may have had the key already, from a deletion that removed the object before it was put and
+        # is about to say so. And where nobody can tell whether the photo exists, none is better than one too many.
+        try:
+            await self._objects.delete(thumbnail.key)
+        except ObjectStoreUnavailable as error:
+            logger.warning("thumbnail %s cannot be deleted now: %s", thumbnail.key, error.detail)
+        if gone is not None:
+            raise gone

@@ -34,6 +34,7 @@ class Mismatches:
     templates_without_person: int
     pictures_of_nothing: int
     photos_of_another_collection: int
+    photos_with_wrong_tag_count: int
 
 
 @contextmanager
@@ -48,7 +49,10 @@ def still_there(collection: Collection) -> Iterator[None]:
 async def mismatches(connection: Connection, collection: Collection) -> Mismatches:
     """Of one moment, while others write. `persons_without_templates`: that have faces. `templates_without_person`: of a
     person that is gone, or has no face left. `pictures_of_nothing`: neither a face nor a photo comes from them.
-    `photos_of_another_collection`: than their picture, or their tags. Reads every row of the collection once or twice."""
+    `photos_of_another_collection`: than their picture, or their tags.
+    `photos_with_wrong_tag_count`: their row names another number of tags than there are.
+
+    Reads every row of the collection once or twice."""
     tables = VectorTables.of(collection)
     key = f"{collection.key:d}"
     row = await connection.fetchrow(
@@ -73,7 +77,11 @@ async def mismatches(connection: Connection, collection: Collection) -> Mismatch
             (SELECT count(*) FROM photos p JOIN images i ON i.id = p.image_id WHERE p.collection_key = {key}
                 AND (i.collection_key <> {key} OR EXISTS (
                     SELECT 1 FROM photo_tags t WHERE t.photo_id = p.id AND t.collection_key <> {key}
-                ))) AS photos_of_another_collection
+                ))) AS photos_of_another_collection,
+            (SELECT count(*) FROM photos p LEFT JOIN (
+                SELECT photo_id, count(*) AS tags FROM photo_tags GROUP BY photo_id
+            ) t ON t.photo_id = p.id
+                WHERE p.collection_key = {key} AND p.tag_count <> coalesce(t.tags, 0)) AS photos_with_wrong_tag_count
         """
     )
     assert row is not None
@@ -85,6 +93,7 @@ async def mismatches(connection: Connection, collection: Collection) -> Mismatch
         row["templates_without_person"],
         row["pictures_of_nothing"],
         row["photos_of_another_collection"],
+        row["photos_with_wrong_tag_count"],
     )
 
 

@@ -10,6 +10,7 @@ from serve_app.errors import AlreadyExists, EmbeddingModelMismatch, NotFound
 from serve_app.people import Collection, CollectionSize, EmbeddingContract, Erased, Metadata
 from serve_app.storage import objects_outbox, vectors
 from serve_app.storage.database import Connection, Row
+from serve_app.storage.objects import collection_prefix
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -117,7 +118,8 @@ async def size(connection: Connection, collection: Collection) -> CollectionSize
 
 
 async def delete(tx: Connection, collection: Collection) -> Erased:
-    """The collection must be locked for deletion. Its objects are handed to the outbox."""
+    """The collection must be locked for deletion. Its objects are handed to the outbox, and all that may
+    lie beside them: thumbnails, and what uploads that were broken off have left."""
     embeddings, templates = await vectors.count(tx, collection)
     rows = await tx.fetch("DELETE FROM faces WHERE collection_key = $1 RETURNING crop_key", collection.key)
     crops = [row["crop_key"] for row in rows if row["crop_key"] is not None]
@@ -125,8 +127,11 @@ async def delete(tx: Connection, collection: Collection) -> Erased:
     images = await tx.fetch("DELETE FROM images WHERE collection_key = $1 RETURNING object_key", collection.key)
     persons = await tx.execute("DELETE FROM persons WHERE collection_key = $1", collection.key)
     await tx.execute("DELETE FROM collections WHERE key = $1", collection.key)
-    keys = (*(row["object_key"] for row in images), *crops)
-    await objects_outbox.add(tx, keys)
+    named = (*(row["object_key"] for row in images), *crops)
+    await objects_outbox.add(tx, named)
+    prefix = collection_prefix(collection.key)
+    await objects_outbox.add_prefix(tx, prefix)
+    keys = (*named, prefix)
     await vectors.drop_tables(tx, collection)
     removed = vectors.affected(persons), len(rows), embeddings, templates, len(images), len(crops), keys
     return Erased(*removed, photos=vectors.affected(photos))

@@ -60,16 +60,20 @@ class Counts:
     faces: int
     images: int
     objects: int
+    photos: int
 
 
 async def counts(connection: Connection) -> Counts:
+    # A database is backed up before it is upgraded, too.
+    there = await connection.fetchval("SELECT to_regclass('public.photos') IS NOT NULL")
+    photos = await connection.fetchval("SELECT count(*) FROM photos") if there else 0
     row = await connection.fetchrow(
         "SELECT (SELECT count(*) FROM collections) AS collections, (SELECT count(*) FROM persons) AS persons,"
         " (SELECT count(*) FROM faces) AS faces, (SELECT count(*) FROM images) AS images,"
         " (SELECT count(*) FROM faces WHERE crop_key IS NOT NULL) AS crops"
     )
     assert row is not None
-    return Counts(row["collections"], row["persons"], row["faces"], row["images"], row["images"] + row["crops"])
+    return Counts(row["collections"], row["persons"], row["faces"], row["images"], row["images"] + row["crops"], photos)
 
 
 async def schema_version(connection: Connection) -> str:

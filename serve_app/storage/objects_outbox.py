@@ -17,8 +17,18 @@ async def add(tx: Connection, object_keys: Sequence[str]) -> None:
     )
 
 
+async def add_prefix(tx: Connection, prefix: str) -> None:
+    """All that lies below `prefix`, which ends in a slash: also what no row ever named, thumbnails and what was broken off."""
+    # Just after the keys of the same transaction: what they name need not be listed any more.
+    await tx.execute(
+        "INSERT INTO object_deletions (object_key, not_before) VALUES ($1, now() + interval '1 microsecond')"
+        " ON CONFLICT DO NOTHING",
+        prefix,
+    )
+
+
 async def waiting(connection: Connection, limit: int) -> list[str]:
-    """Keys to delete now, the oldest first; none while a backup runs.
+    """Keys and prefixes to delete now, the oldest first; none while a backup runs.
 
     No row is locked: deleting an object twice does no harm, and no transaction is open while the object store is asked. What
     is listed before a backup begins may be deleted during it, as its rows were gone before.
@@ -67,7 +77,7 @@ async def still_pending(connection: Connection, object_keys: Sequence[str]) -> i
 
 async def known_keys(connection: Connection, object_keys: Sequence[str]) -> set[str]:
     """Those of `object_keys` that a row names, that are thumbnails of a picture there is, or that wait here for their
-    deletion."""
+    deletion, by name or with all their collection's."""
     thumbnails = {key: image_id for key in object_keys if (image_id := thumbnail_image(key)) is not None}
     rows = await connection.fetch(
         "SELECT object_key AS key FROM images WHERE object_key = ANY($1::text[])"
@@ -76,8 +86,19 @@ async def known_keys(connection: Connection, object_keys: Sequence[str]) -> set[
         list(object_keys),
     )
     known = {row["key"] for row in rows}
+    rows = await connection.fetch(
+        "SELECT object_key FROM object_deletions WHERE object_key = ANY($1::text[])",
+        [*{_collection_of(key) for key in object_keys}],
+    )
+    prefixes = {row["object_key"] for row in rows}
+    known |= {key for key in object_keys if _collection_of(key) in prefixes}
     if thumbnails:
         rows = await connection.fetch("SELECT id FROM images WHERE id = ANY($1::uuid[])", [*set(thumbnails.values())])
         present = {row["id"] for row in rows}
         known |= {key for key, image_id in thumbnails.items() if image_id in present}
     return known
+
+
+def _collection_of(key: str) -> str:
+    """The prefix of its collection: see `objects.collection_prefix`."""
+    return "/".join(key.split("/", 2)[:2]) + "/"

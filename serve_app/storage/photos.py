@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from serve_app.errors import NotFound
+from serve_app.errors import DeadlineExceeded, NotFound
 from serve_app.people import Collection, Erased, NewImage
 from serve_app.photos import NewPhoto, Photo, PhotoFilter, PictureInfo
 from serve_app.storage import faces, images, objects_outbox, photo_tags
 from serve_app.storage.database import Connection, Row
 from serve_app.storage.objects import thumbnail_keys
 from serve_app.storage.photo_pages import Order, Position, page_query, smallest
+
+_WALK_TIMEOUT_S = 15.0
+"""Large sets that have no photo in common are found so only by looking at every photo; nobody else should wait for that."""
 
 _COLUMNS = """
     SELECT p.id, p.image_id, i.object_key, i.sha256, i.size_bytes, i.format, i.width_px, i.height_px, p.file_name, p.folder,
@@ -72,9 +75,20 @@ async def page(
     query, values = page_query(collection, wanted, order, after, limit, leading)
     direction = "DESC" if order.descending else "ASC"
     # The page is chosen first: pictures, tags and faces are looked up of its photos only.
-    rows = await connection.fetch(
-        f"{_COLUMNS} WHERE p.id IN ({query}) ORDER BY p.{order.sort} {direction}, p.id {direction}", *values
-    )
+    try:
+        rows = await connection.fetch(
+            f"{_COLUMNS} WHERE p.id IN ({query}) ORDER BY p.{order.sort} {direction}, p.id {direction}",
+            *values,
+            timeout=_WALK_TIMEOUT_S if leading is None else None,
+        )
+    except TimeoutError as error:
+        if leading is not None:
+            raise
+        raise DeadlineExceeded(
+            f"Hardly any photo fits all of this: a page of them was not found in {_WALK_TIMEOUT_S:g} s. Ask for fewer tags or"
+            " persons at once, or for a shorter time.",
+            timeout_s=_WALK_TIMEOUT_S,
+        ) from error
     return [_photo(row) for row in rows]
 
 

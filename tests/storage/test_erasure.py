@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
+import httpx
 import pytest
 
 from serve_app.errors import ObjectStoreUnavailable
+from serve_app.services.erasure import Eraser
+from serve_app.storage import objects_outbox
+from serve_app.storage.objects import thumbnail_key
 from serve_app.storage.objects_outbox import BACKUP_LOCK
 from tests.api.conftest import image
 from tests.storage.conftest import MakeStoredWorld, StoredWorld
@@ -153,6 +158,11 @@ async def test_enrol_delete_move_and_search_of_one_person_at_once_stay_consisten
     assert await stored.object_keys() == set()
 
 
+async def table_counts_of(world: StoredWorld, table: str) -> int:
+    number: int = (await world.rows(f"SELECT count(*) AS n FROM {table}"))[0]["n"]
+    return number
+
+
 @pytest.mark.parametrize("review", ["true", "false"])
 async def test_deleting_a_person_while_it_is_enrolled_ends_one_way(stored: StoredWorld, review: str) -> None:
     collection = await stored.collection()
@@ -210,6 +220,71 @@ async def test_what_a_broken_off_enrolment_left_goes_with_the_collection(stored:
     await stored.gallery.objects.put(f"collections/{stored.first_key}/originals/aa/{'a' * 32}", b"orphan", "image/jpeg")
     await stored.client.delete(collection)
     assert await stored.object_keys() == set()
+
+
+@pytest.mark.parametrize("why", ["many", "backup", "down"])
+async def test_a_collection_s_objects_that_no_row_names_wait_as_the_others_do(
+    stored: StoredWorld, make_stored: MakeStoredWorld, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    store: Any = FailingStore(stored.gallery.objects)
+    world = make_stored(objects=store)
+    monkeypatch.setattr("serve_app.services.erasure._BATCH", 2)
+    monkeypatch.setattr("serve_app.services.erasure._AT_ONCE", 1 if why == "many" else 1000)
+    collection = await world.collection()
+    await enrol(world, collection, await world.person(collection), image())
+    thumbnails = [thumbnail_key(world.first_key, uuid4(), 320) for _ in range(5)]
+    for key in thumbnails:
+        await store.put(key, b"small", "image/jpeg")
+    connection = await asyncpg.connect(world.dsn)
+    if why == "backup":
+        await connection.execute("SELECT pg_advisory_lock($1)", BACKUP_LOCK)
+    store.fail_delete = why == "down"
+    receipt = (await world.client.delete(collection)).json()
+    # The picture, the crop, and whatever lies beside them.
+    assert receipt["objects_pending"] == 3 and receipt["remaining_rows"] == 0
+    assert len(await world.object_keys()) == 7
+    async with world.gallery.database.connection() as other:
+        assert await objects_outbox.known_keys(other, thumbnails) == set(thumbnails)
+        assert await objects_outbox.known_keys(other, ["collections/99/crops/aa/b.png"]) == set()
+    if why == "backup":
+        await world.gallery.housekeeping.once()
+        assert len(await world.object_keys()) == 7
+    await connection.close()
+    store.fail_delete = False
+    await world.gallery.housekeeping.once()
+    assert await world.object_keys() == set() and (await table_counts_of(world, "object_deletions")) == 0
+
+
+async def test_a_request_deletes_only_so_much_of_what_lies_beside(
+    stored: StoredWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.services.erasure._BATCH", 2)
+    monkeypatch.setattr("serve_app.services.erasure._AT_ONCE", 4)
+    collection = await stored.collection()
+    for _ in range(7):
+        await stored.gallery.objects.put(thumbnail_key(stored.first_key, uuid4(), 320), b"small", "image/jpeg")
+    assert (await stored.client.delete(collection)).json()["objects_pending"] == 1
+    assert len(await stored.object_keys()) == 3
+    assert await Eraser(stored.gallery.database, stored.gallery.objects).sweep() == 3
+    assert await stored.object_keys() == set() and (await table_counts_of(stored, "object_deletions")) == 0
+
+
+async def test_the_answer_of_an_enrolment_is_forgotten_with_its_face(stored: StoredWorld) -> None:
+    collection = await stored.collection()
+    anna, bob = await stored.person(collection), await stored.person(collection)
+
+    async def enrolled(key: str) -> httpx.Response:
+        body = {"embeddings": [X], "model": "fake-model", "review": False}
+        headers = {"Idempotency-Key": key}
+        return await stored.client.post(f"{collection}/persons/{anna}/faces", json=body, headers=headers)
+
+    deleted, moved = [(await enrolled(key)).json()["faces"][0]["id"] for key in "ab"]
+    assert (await stored.client.delete(f"{collection}/faces/{deleted}")).status_code == 200
+    assert (await stored.client.post(f"{collection}/faces/{moved}/move", json={"person_id": bob})).status_code == 200
+    assert (await stored.client.delete(f"{collection}/persons/{bob}")).status_code == 200
+    for key, face in (("a", deleted), ("b", moved)):
+        again = await enrolled(key)
+        assert again.status_code == 404 and face not in again.text
 
 
 async def test_one_object_that_cannot_be_deleted_does_not_stop_the_others(

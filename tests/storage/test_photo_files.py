@@ -8,14 +8,17 @@ import io
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from deployments.models.pictures import InspectRequest, PictureEngine, ThumbnailRequest
-from serve_app.errors import InvalidImage, ObjectStoreUnavailable, Overloaded
+from serve_app.errors import DatabaseUnavailable, DeadlineExceeded, InvalidImage, ObjectStoreUnavailable, Overloaded
 from serve_app.images import ImageLimits
 from serve_app.photos import PictureInfo, ThumbnailFormat
+from serve_app.services.thumbnails import Thumbnails
+from serve_app.storage.objects import ObjectMissing
 from tests.api.conftest import FakePictures, image
 from tests.storage.conftest import MakeStoredWorld, StoredWorld
 
@@ -84,6 +87,15 @@ async def thumbnails(world: StoredWorld) -> set[str]:
     return {key for key in await world.object_keys() if "/thumbnails/" in key}
 
 
+async def asked_for(world: StoredWorld, pictures: RealPictures, path: str) -> asyncio.Task[httpx.Response]:
+    """A request whose thumbnail is being made, until the gate opens."""
+    pictures.gate.clear()
+    pictures.asked.clear()
+    request = asyncio.create_task(world.client.get(path))
+    await pictures.asked.wait()
+    return request
+
+
 async def test_a_thumbnail_is_made_once(world: StoredWorld, pictures: RealPictures) -> None:
     photo = await upload(world, photo_bytes())
     pictures.gate.clear()
@@ -107,7 +119,8 @@ async def test_formats_and_sizes(world: StoredWorld, pictures: RealPictures) -> 
         opened = Image.open(io.BytesIO(answer.content))
         assert (opened.format, opened.size) == (name, (160, 120))
         assert answer.headers["content-type"] == f"image/{name.lower()}" and answer.headers["vary"] == "Accept"
-        assert answer.headers["x-content-type-options"] == "nosniff" and "private" in answer.headers["cache-control"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "private, no-cache"
     for size, width in ((160, 160), (161, 320), (640, 640), (641, 1000), (2048, 1000), (65_535, 1000)):
         answer = await world.client.get(f"{photo}/thumbnail?size={size}")
         assert Image.open(io.BytesIO(answer.content)).size[0] == width
@@ -125,9 +138,8 @@ async def test_a_client_that_has_it_gets_no_bytes(world: StoredWorld, pictures: 
     etag = first.headers["etag"]
     assert etag == f'"{hashlib.sha256(data).hexdigest()}-320-jpeg"'
     answer = await world.client.get(f"{photo}/thumbnail", headers={"If-None-Match": etag})
-    assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag) and answer.headers[
-        "vary"
-    ] == "Accept"
+    assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+    assert (answer.headers["vary"], answer.headers["cache-control"]) == ("Accept", "private, no-cache")
     other = await world.client.get(f"{photo}/thumbnail", headers={"If-None-Match": etag, "Accept": "image/webp"})
     assert other.status_code == 200 and other.headers["etag"] != etag
     # Known without being made.
@@ -146,7 +158,7 @@ async def test_the_picture_as_it_was_uploaded(world: StoredWorld) -> None:
     assert answer.headers["content-type"] == "image/jpeg" and answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["content-disposition"].startswith('inline; filename="K_se & <b>.jpg"; filename*=UTF-8')
     assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
-    assert "private" in answer.headers["cache-control"]
+    assert answer.headers["cache-control"] == "private, no-cache"
     for given in (etag, f'"x", W/{etag}', "*"):
         answer = await world.client.get(f"{photo}/image", headers={"If-None-Match": given})
         assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
@@ -175,28 +187,132 @@ async def test_every_object_store(stored_everywhere: StoredWorld) -> None:
 async def test_a_photo_deleted_meanwhile_leaves_no_thumbnail(world: StoredWorld, pictures: RealPictures) -> None:
     photo = await upload(world, photo_bytes())
     await world.client.get(f"{photo}/thumbnail?size=160")
-    pictures.gate.clear()
-    pictures.asked.clear()
-    request = asyncio.create_task(world.client.get(f"{photo}/thumbnail?size=640"))
-    await pictures.asked.wait()
+    request = await asked_for(world, pictures, f"{photo}/thumbnail?size=640")
     assert (await world.client.delete(photo)).status_code == 200
     assert await world.object_keys() == set()
     pictures.gate.set()
-    assert (await request).status_code == 200
+    assert (await request).status_code == 404
     assert await world.object_keys() == set()
     assert (await world.client.get(f"{photo}/thumbnail?size=640")).status_code == 404
+
+
+async def unavailable(*_: object) -> None:
+    raise ObjectStoreUnavailable("The disk is full.")
+
+
+async def test_what_was_put_for_a_deleted_photo_is_deleted_however_often_that_fails(
+    world: StoredWorld, pictures: RealPictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = await upload(world, photo_bytes())
+    objects = world.gallery.objects
+    put = objects.put
+
+    async def put_and_fail(key: str, data: bytes, content_type: str) -> None:
+        await put(key, data, content_type)
+        raise ObjectStoreUnavailable("The store took too long.")
+
+    request = await asked_for(world, pictures, f"{photo}/thumbnail")
+    assert (await world.client.delete(photo)).status_code == 200
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "put", put_and_fail)
+        patch.setattr(objects, "delete", unavailable)
+        pictures.gate.set()
+        assert (await request).status_code == 404
+    (key,) = await thumbnails(world)
+    assert [row["object_key"] for row in await world.rows("SELECT object_key FROM object_deletions")] == [key]
+    await world.gallery.housekeeping.once()
+    assert await world.object_keys() == set()
+
+
+async def test_without_the_database_the_thumbnail_is_shown_and_not_kept(
+    world: StoredWorld, pictures: RealPictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = await upload(world, photo_bytes())
+    request = await asked_for(world, pictures, f"{photo}/thumbnail")
+
+    def down() -> None:
+        raise DatabaseUnavailable("The database does not answer.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.gallery.database, "connection", down)
+        pictures.gate.set()
+        assert (await request).status_code == 200
+    assert await thumbnails(world) == set()
+
+
+async def test_closing_finishes_what_may_be_in_the_store(
+    world: StoredWorld, pictures: RealPictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = await upload(world, photo_bytes())
+    objects = world.gallery.objects
+    put = objects.put
+    there, gate = asyncio.Event(), asyncio.Event()
+
+    async def put_slowly(key: str, data: bytes, content_type: str) -> None:
+        await put(key, data, content_type)
+        there.set()
+        await gate.wait()
+
+    monkeypatch.setattr(objects, "put", put_slowly)
+    kept = asyncio.create_task(world.client.get(f"{photo}/thumbnail?size=160"))
+    await there.wait()
+    made = await asked_for(world, pictures, f"{photo}/thumbnail?size=640")
+    assert (await world.client.delete(photo)).status_code == 200
+    closing = asyncio.create_task(world.gallery.thumbnails.close())
+    await asyncio.wait({made}, timeout=5)
+    assert made.done() and not closing.done() and not kept.done()
+    gate.set()
+    await closing
+    assert (await kept).status_code == 404
+    assert await world.object_keys() == set()
+    await asyncio.gather(made, return_exceptions=True)
+
+
+async def test_closing_does_not_take_forever(
+    world: StoredWorld, pictures: RealPictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = await upload(world, photo_bytes())
+    there = asyncio.Event()
+
+    async def hang(*_: object) -> None:
+        there.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(world.gallery.objects, "put", hang)
+    monkeypatch.setattr("serve_app.services.thumbnails._CLOSE_TIMEOUT_S", 0.1)
+    request = asyncio.create_task(world.client.get(f"{photo}/thumbnail"))
+    await there.wait()
+    async with asyncio.timeout(5):
+        await world.gallery.thumbnails.close()
+    await asyncio.gather(request, return_exceptions=True)
+
+
+async def test_one_that_another_caller_has_just_finished_is_not_made_again(
+    world: StoredWorld, pictures: RealPictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = await upload(world, photo_bytes())
+    objects = world.gallery.objects
+    get = objects.get
+    missed: list[str] = []
+
+    async def miss_once(key: str) -> bytes:
+        if "/thumbnails/" in key and not missed:
+            missed.append(key)
+            await objects.put(key, b"the other's", "image/jpeg")
+            raise ObjectMissing(key)
+        return await get(key)
+
+    monkeypatch.setattr(objects, "get", miss_once)
+    assert (await world.client.get(f"{photo}/thumbnail")).content == b"the other's"
+    assert len(missed) == 1 and pictures.made == 0
 
 
 async def test_a_store_that_takes_nothing_is_no_reason_to_show_nothing(
     world: StoredWorld, pictures: RealPictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photo = await upload(world, photo_bytes())
-
-    async def full(*_: object) -> None:
-        raise ObjectStoreUnavailable("The disk is full.")
-
     with monkeypatch.context() as patch:
-        patch.setattr(world.gallery.objects, "put", full)
+        patch.setattr(world.gallery.objects, "put", unavailable)
         assert (await world.client.get(f"{photo}/thumbnail")).status_code == 200
     assert await thumbnails(world) == set()
     assert (await world.client.get(f"{photo}/thumbnail")).status_code == 200
@@ -205,15 +321,75 @@ async def test_a_store_that_takes_nothing_is_no_reason_to_show_nothing(
 
 async def test_a_caller_that_leaves_takes_nothing_from_the_others(world: StoredWorld, pictures: RealPictures) -> None:
     photo = await upload(world, photo_bytes())
-    pictures.gate.clear()
-    first = asyncio.create_task(world.client.get(f"{photo}/thumbnail"))
-    await pictures.asked.wait()
+    first = await asked_for(world, pictures, f"{photo}/thumbnail")
     second = asyncio.create_task(world.client.get(f"{photo}/thumbnail"))
     await asyncio.sleep(0.1)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     pictures.gate.set()
     assert (await second).status_code == 200 and pictures.made == 1
+
+
+async def left(*requests: asyncio.Task[httpx.Response]) -> None:
+    for request in requests:
+        request.cancel()
+    await asyncio.gather(*requests, return_exceptions=True)
+
+
+async def test_nobody_waits_for_thumbnails_that_nobody_wants(
+    make_stored: MakeStoredWorld, pictures: RealPictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.services.thumbnails._MADE_AT_ONCE", 1)
+    world = make_stored(pictures=pictures)
+    await world.gallery.objects.prepare()
+    photo = await upload(world, photo_bytes())
+
+    def request(size: int) -> asyncio.Task[httpx.Response]:
+        return asyncio.create_task(world.client.get(f"{photo}/thumbnail?size={size}"))
+
+    first = await asked_for(world, pictures, f"{photo}/thumbnail?size=160")
+    unwanted, one_of_two, other_of_two, back_again = request(320), request(640), request(640), request(1280)
+    await asyncio.sleep(0.3)
+    await left(unwanted, one_of_two, back_again)
+    again = request(1280)
+    await asyncio.sleep(0.1)
+    # This one has its place already: it is finished and kept.
+    await left(first)
+    pictures.gate.set()
+    assert [(await one).status_code for one in (other_of_two, again)] == [200, 200]
+    assert {key.split("/")[3] for key in await thumbnails(world)} == {"160", "640", "1280"} and pictures.made == 3
+
+
+async def test_the_line_is_not_endless(world: StoredWorld, pictures: RealPictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.services.thumbnails._UNDER_WAY", 1)
+    photo = await upload(world, photo_bytes())
+    first = await asked_for(world, pictures, f"{photo}/thumbnail?size=160")
+    same = asyncio.create_task(world.client.get(f"{photo}/thumbnail?size=160"))
+    refused = await world.client.get(f"{photo}/thumbnail?size=320")
+    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "overloaded", "1")
+    pictures.gate.set()
+    assert [(await one).status_code for one in (first, same)] == [200, 200]
+    assert (await world.client.get(f"{photo}/thumbnail?size=320")).status_code == 200
+
+
+async def test_waiting_in_line_is_not_making(
+    world: StoredWorld, pictures: RealPictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.services.thumbnails._MADE_AT_ONCE", 1)
+    await upload(world, photo_bytes())
+    gallery = world.gallery
+    line = Thumbnails(gallery.database, gallery.objects, pictures, world.services.settings.library_collection, 1)
+    (row,) = await world.rows("SELECT id FROM photos")
+    first, second = [await line.find(row["id"], size, ThumbnailFormat.JPEG) for size in (160, 320)]
+    pictures.gate.clear()
+    late = asyncio.create_task(line.get(first))
+    await pictures.asked.wait()
+    in_time = asyncio.create_task(line.get(second))
+    with pytest.raises(DeadlineExceeded):
+        await late
+    pictures.gate.set()
+    assert await in_time
+    await line.close()
 
 
 async def test_what_goes_wrong_is_said_and_tried_anew(world: StoredWorld, pictures: RealPictures) -> None:

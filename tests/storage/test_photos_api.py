@@ -17,7 +17,7 @@ from serve_app.photos import PictureInfo, ThumbnailFormat
 from serve_app.services.garbage import GarbageCollector
 from serve_app.services.photos import Upload
 from serve_app.services.writing import Once
-from serve_app.storage import checks, collections
+from serve_app.storage import checks, collections, photos
 from serve_app.storage.objects import ObjectStore, thumbnail_key
 from tests.api.conftest import JPEG, image
 from tests.storage.conftest import StoredWorld
@@ -191,6 +191,10 @@ class TestUpload:
         first = await once(picture(1))
         assert first["status"] == "created" and await once(picture(1)) == first
         assert (await once(picture(2)))["problem"]["code"] == "idempotency_key_reused"
+        former = await stored.client.post(
+            "/api/photos/upload", files={"files": ("a.jpg", picture(1))}, headers={"Idempotency-Key": "k"}
+        )
+        assert former.json()["results"][0] == first
         await stored.client.delete(f"{PHOTOS}/{first['photo']['id']}")
         assert (await once(picture(1)))["problem"]["code"] == "not_found"
         assert (await stored.rows("SELECT 1 FROM idempotency_keys WHERE response IS NOT NULL")) == []
@@ -230,6 +234,33 @@ class TestUpload:
                 await send(stored, ("a.jpg", picture(1)))
         await asyncio.sleep(0.2)
         assert await count(stored, "photos") == 0 and await stored.object_keys() == set()
+
+    @pytest.mark.parametrize("refused", [False, True])
+    async def test_a_client_that_leaves_during_the_transaction_leaves_both_or_none(
+        self, stored: StoredWorld, monkeypatch: pytest.MonkeyPatch, refused: bool
+    ) -> None:
+        real, inside = photos.insert, asyncio.Event()
+
+        async def slow(*given: Any) -> Any:
+            inside.set()
+            await asyncio.sleep(0.2)
+            if refused:
+                raise InvalidImage("no")
+            return await real(*given)
+
+        monkeypatch.setattr("serve_app.storage.photos.insert", slow)
+        task = asyncio.create_task(stored.gallery.photos.upload(Upload(picture(1), "a.jpg"), Once(None, lambda _: (200, b""))))
+        await inside.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(await stored.object_keys()) == 1
+        # The gallery waits for it before it closes the database and the store.
+        await stored.gallery.close()
+        assert len(
+            [one for one in (stored.folder / "objects").rglob("*") if one.is_file() and "originals" in one.parts]
+        ) == int(not refused)
+        assert await count(stored, "photos") == await count(stored, "images") == int(not refused)
 
     async def test_a_refused_transaction_leaves_no_object(self, stored: StoredWorld, monkeypatch: pytest.MonkeyPatch) -> None:
         async def refuse(*_: object) -> None:
@@ -285,6 +316,16 @@ class TestListing:
         assert await names(stored, taken_from="2021-01-01") == ["3", "2"]
         assert await names(stored, taken_to="2021-01-01") == ["1"]
         assert await names(stored, taken_from="2020-06-01T00:00:00+02:00", taken_to="2021-06-01", tag="a") == ["2"]
+
+    async def test_a_walk_that_takes_too_long_is_told(self, stored: StoredWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+        await add(stored, 1, tags="a,b")
+        monkeypatch.setattr("serve_app.storage.photo_pages.MAX_SORTED", 0)
+        assert await names(stored, tag=["a", "b"]) == ["1"]
+        monkeypatch.setattr("serve_app.storage.photos._WALK_TIMEOUT_S", 1e-6)
+        response = await stored.client.get(PHOTOS, params={"tag": ["a", "b"]})
+        assert response.status_code == 504 and response.json()["code"] == "deadline_exceeded"
+        monkeypatch.undo()
+        assert await names(stored, tag=["a", "b"]) == ["1"]
 
     async def test_by_persons(self, stored: StoredWorld) -> None:
         library = await stored.collection("library")
@@ -422,6 +463,26 @@ class TestErasure:
         assert (await stored.client.get(f"{library}/persons/{bob}")).json()["face_count"] == 0
         assert len(await stored.rows("SELECT 1 FROM templates")) == 1
 
+    async def test_no_answer_of_a_face_in_it_is_repeated(self, stored: StoredWorld) -> None:
+        library = await stored.collection("library")
+        anna, data = await stored.person(library, name="Anna"), image(1, 1)
+        photo = (await send(stored, ("a.jpg", data))).json()["results"][0]["photo"]
+
+        async def enrolled() -> httpx.Response:
+            return await stored.client.post(
+                f"{library}/persons/{anna}/faces",
+                files={"files": ("a.jpg", data)},
+                params={"review": "false"},
+                headers={"Idempotency-Key": "e"},
+            )
+
+        first, again = await enrolled(), await enrolled()
+        face = first.json()["faces"][0]["id"]
+        assert again.headers["idempotent-replayed"] == "true" and face in again.text
+        await stored.client.delete(f"{PHOTOS}/{photo['id']}")
+        gone = await enrolled()
+        assert gone.status_code == 404 and face not in gone.text and "idempotent-replayed" not in gone.headers
+
     async def test_a_person_leaves_the_photo(self, stored: StoredWorld) -> None:
         library = await stored.collection("library")
         anna = await stored.person(library, name="Anna")
@@ -483,12 +544,19 @@ class TestUpkeep:
         photo = await add(stored, 1, tags="a")
         await add(stored, 2)
 
-        async def found() -> tuple[int, int]:
+        async def found() -> tuple[int, int, int]:
             async with stored.gallery.database.connection() as connection:
                 mismatches = await checks.mismatches(connection, await collections.get(connection, "library"))
-                return mismatches.pictures_of_nothing, mismatches.photos_of_another_collection
+                return (
+                    mismatches.pictures_of_nothing,
+                    mismatches.photos_of_another_collection,
+                    mismatches.photos_with_wrong_tag_count,
+                )
 
-        assert await found() == (0, 0)
+        assert await found() == (0, 0, 0)
+        await stored.rows("UPDATE photos SET tag_count = 1 - tag_count")
+        assert await found() == (0, 0, 2)
+        await stored.rows("UPDATE photos SET tag_count = 1 - tag_count")
         await stored.rows("UPDATE photo_tags SET collection_key = 0")
         await stored.rows("DELETE FROM photos WHERE id <> $1", photo["id"])
-        assert await found() == (1, 1)
+        assert await found() == (1, 1, 0)

@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from config.settings import Settings
+from deployments.models.pictures import InspectRequest, PictureEngine, ThumbnailRequest
 from serve_app.api.accept import thumbnail_format
 from serve_app.api.streams import content_disposition, matches
 from serve_app.errors import ImageTooLarge, InvalidImage
 from serve_app.faces import RGBImage
 from serve_app.images import ImageLimits, decode
 from serve_app.photos import THUMBNAIL_SIDES_PX, ThumbnailFormat
+from serve_app.services.pictures import STORED_LIMITS
 from serve_app.thumbnails import fitted, make_thumbnail, shrink
 from tests import data
 from tests.unit.test_images import LIMITS, encoded, picture
@@ -103,6 +106,15 @@ def test_incomplete_and_grey_and_cmyk() -> None:
         buffer = io.BytesIO()
         Image.fromarray(large(800, 600)).convert(mode).save(buffer, "JPEG")
         assert shown(make_thumbnail(buffer.getvalue(), 160, ThumbnailFormat.WEBP, LIMITS)).shape == (120, 160, 3)
+
+
+def test_limits_of_uploads_do_not_bind_what_is_stored() -> None:
+    stored = encoded("PNG", large(800, 600))
+    engine = PictureEngine(ImageLimits(len(stored) - 1, 1000))
+    inspected, made = engine.run([InspectRequest(stored), ThumbnailRequest(stored, 160, ThumbnailFormat.JPEG)])
+    assert isinstance(inspected, ImageTooLarge) and isinstance(made, bytes)
+    schema = Settings.model_json_schema()["properties"]
+    assert ImageLimits(schema["max_image_bytes"]["maximum"], schema["max_image_pixels"]["maximum"]) == STORED_LIMITS
 
 
 def test_metadata_does_not_travel() -> None:
