@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from serve_app.api.attribute_schemas import attributes_at, unavailable_of
 from serve_app.api.batch import extract_batch
-from serve_app.api.deps import ServicesDep, answer, bounded, read_request
+from serve_app.api.deps import Services, ServicesDep, answer, bounded, read_request
 from serve_app.api.openapi import problems, request_body
 from serve_app.api.pictures import one_image
 from serve_app.api.schemas import (
@@ -47,7 +47,7 @@ from serve_app.errors import (
     UnsupportedMedia,
 )
 from serve_app.faces import ALL_FACES, DetectionOptions, Detections
-from serve_app.services.analysis import Analyzed, require_answer
+from serve_app.services.analysis import Analyzed, AnalyzeOptions, require_answer
 from serve_app.services.pipeline import ExtractOptions
 
 router = APIRouter(prefix="/face", tags=["face"])
@@ -72,25 +72,8 @@ async def verify_face(request: Request, services: ServicesDep) -> Response:
     fields = await read_request(request, services, VerifyFaceFields, files=_FILES, raw_file="file")
 
     async def work() -> Response:
-        image = await one_image(fields, services)
-        options = DetectionOptions(
-            threshold=fields.detection_threshold,
-            max_faces=fields.max_faces,
-            crops=ALL_FACES if fields.return_crops else 0,
-        )
-        found, analyzed = await services.pipeline.analyze(image, options, fields.analyze_options())
-        faces = await _faces(found, analyzed, fields.return_crops)
-        return answer(
-            VerifyFaceAnswer(
-                face_detected=bool(faces),
-                confidence=max((face.detection_score for face in faces), default=0.0),
-                face_count=len(faces),
-                faces=faces,
-                image=image_of(found),
-                model=services.model.pack,
-                unavailable=unavailable_of(analyzed),
-            )
-        )
+        found, _ = await _find(fields, services, fields.analyze_options())
+        return answer(found)
 
     return await bounded(request, work(), services.settings.worker_timeout)
 
@@ -117,33 +100,13 @@ async def analyze_face_advanced(request: Request, services: ServicesDep) -> Resp
     services.pipeline.check_analyzable(wanted)
 
     async def work() -> Response:
-        image = await one_image(fields, services)
-        options = DetectionOptions(
-            threshold=fields.detection_threshold,
-            max_faces=fields.max_faces,
-            crops=ALL_FACES if fields.return_crops else 0,
-        )
-        found, analyzed = await services.pipeline.analyze(image, options, wanted)
+        found, analyzed = await _find(fields, services, wanted)
         assert analyzed is not None
         require_answer(analyzed, wanted)
-        faces = await _faces(found, analyzed, fields.return_crops)
         lost = {entry.attribute for entry in analyzed.unavailable}
-        return answer(
-            AnalyzeFaceAnswer(
-                face_detected=bool(faces),
-                confidence=max((face.detection_score for face in faces), default=0.0),
-                face_count=len(faces),
-                faces=faces,
-                image=image_of(found),
-                model=services.model.pack,
-                unavailable=unavailable_of(analyzed),
-                models={
-                    attribute.value: services.model.attribute_models[attribute].name
-                    for attribute in wanted.attributes
-                    if attribute not in lost
-                },
-            )
-        )
+        models = services.model.attribute_models
+        named = {attribute.value: models[attribute].name for attribute in wanted.attributes if attribute not in lost}
+        return answer(AnalyzeFaceAnswer(**dict(found), models=named))
 
     return await bounded(request, work(), services.settings.worker_timeout)
 
@@ -204,6 +167,30 @@ async def batch_extract(request: Request, services: ServicesDep) -> Response:
     or into fields before the first file.
     """
     return await extract_batch(request, services)
+
+
+async def _find(
+    fields: VerifyFaceFields | AnalyzeFaceFields, services: Services, wanted: AnalyzeOptions
+) -> tuple[VerifyFaceAnswer, Analyzed | None]:
+    """All faces of the picture, and what `wanted` asks for of the largest."""
+    image = await one_image(fields, services)
+    options = DetectionOptions(
+        threshold=fields.detection_threshold,
+        max_faces=fields.max_faces,
+        crops=ALL_FACES if fields.return_crops else 0,
+    )
+    found, analyzed = await services.pipeline.analyze(image, options, wanted)
+    faces = await _faces(found, analyzed, fields.return_crops)
+    answered = VerifyFaceAnswer(
+        face_detected=bool(faces),
+        confidence=max((face.detection_score for face in faces), default=0.0),
+        face_count=len(faces),
+        faces=faces,
+        image=image_of(found),
+        model=services.model.pack,
+        unavailable=unavailable_of(analyzed),
+    )
+    return answered, analyzed
 
 
 async def _faces(found: Detections, analyzed: Analyzed | None, with_crops: bool) -> list[Face]:
