@@ -29,7 +29,8 @@ from config.settings import Settings
 from deployments.models.attribute_packs import AnalysisLocation
 from serve_app.attributes import Asked, Attribute
 from serve_app.faces import Chips, ChipSpec, DetectionOptions
-from serve_app.service import Address, Instance, default_config_path, free_port, prepare_environment
+from serve_app.ports import free_port
+from serve_app.service import Address, Instance, default_config_path, prepare_environment
 from serve_app.services.analysis import Analyzer
 
 BARE_BATCH = 8
@@ -105,7 +106,7 @@ def bare_pipeline(connection: Connection, location: AnalysisLocation, image: byt
     from deployments.process import tune_process
     from serve_app.errors import KinlensError
     from serve_app.faces import ALL_FACES
-    from serve_app.images import ImageLimits
+    from serve_app.imaging.images import ImageLimits
 
     tune_process()
     pack = resolve(location.pack)
@@ -144,7 +145,7 @@ def real_chips(location: AnalysisLocation, attributes: tuple[Attribute, ...]) ->
     from deployments.models.loading import load_detector
     from deployments.models.packs import resolve
     from serve_app.errors import KinlensError
-    from serve_app.images import ImageLimits
+    from serve_app.imaging.images import ImageLimits
 
     pack = resolve(location.pack)
     models = resolve_analysis(location).described()

@@ -80,7 +80,7 @@ class BarePool:
 
 
 def _serve(connection: Connection, location: PackLocation, reference: bool) -> None:
-    one = _reference(location) if reference else _Pipeline(location)
+    one = _reference(location) if reference else BarePipeline(location)
     connection.send("ready")
     while (order := connection.recv()) is not None:
         work, duration_s = order
@@ -95,7 +95,7 @@ def _serve(connection: Connection, location: PackLocation, reference: bool) -> N
         connection.send(BareResult(len(latencies), time.perf_counter() - started, time.process_time() - cpu, latencies))
 
 
-class _Pipeline:
+class BarePipeline:
     """Decode, detect, align and embed with the very classes the deployments run."""
 
     def __init__(self, location: PackLocation) -> None:
@@ -103,7 +103,7 @@ class _Pipeline:
         from deployments.models.loading import load_detector, load_recognizer
         from deployments.models.packs import resolve
         from deployments.process import tune_process
-        from serve_app.images import ImageLimits
+        from serve_app.imaging.images import ImageLimits
 
         tune_process()
         pack = resolve(location)
@@ -112,12 +112,13 @@ class _Pipeline:
         self._detection = DetectionEngine(load_detector(pack, location.device, 1), limits, threshold)
         self._embedding = EmbeddingEngine(load_recognizer(pack, location.device, 1))
 
-    def __call__(self, image: bytes, all_faces: bool) -> None:
+    def __call__(self, image: bytes, all_faces: bool, qualities: bool = False) -> None:
         from deployments.models.engine import DetectionRequest
         from serve_app.errors import KinlensError
         from serve_app.faces import ALL_FACES, DetectionOptions
 
-        options = DetectionOptions(crops=ALL_FACES if all_faces else 1)
+        crops = ALL_FACES if all_faces else 1
+        options = DetectionOptions(crops=crops, qualities=crops if qualities else 0)
         found = self._detection.run([DetectionRequest(image, options)])[0]
         if isinstance(found, KinlensError):
             raise found
@@ -168,7 +169,7 @@ class _PlainOpenCV:
         import cv2
         import numpy as np
 
-        from serve_app.images import align
+        from serve_app.imaging.images import align
 
         pixels = np.asarray(cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB), dtype=np.uint8)
         (faces,) = self._detector.detect([pixels], [0.6])

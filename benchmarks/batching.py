@@ -24,7 +24,7 @@ from deployments.models.recognizer import Recognizer
 from deployments.models.session import Device
 from deployments.process import tune_process
 from serve_app.faces import Crops, RGBImage
-from serve_app.images import ImageLimits, align, decode
+from serve_app.imaging.images import ImageLimits, align, decode
 
 SIZES = (1, 2, 4, 8, 16)
 

@@ -55,6 +55,11 @@ def get_request(path: str) -> bytes:
 
 async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
     """Sends one request, reads its whole answer, returns the status."""
+    return int((await exchange_head(reader, writer, request))[9:12])
+
+
+async def exchange_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
+    """`exchange` that returns the status line and the headers."""
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
     lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
@@ -62,7 +67,7 @@ async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, r
         await reader.readexactly(int(lengths[0].split(b":")[1]))
     else:
         await _read_chunks(reader)
-    return int(head[9:12])
+    return head
 
 
 async def _read_chunks(reader: asyncio.StreamReader) -> None:

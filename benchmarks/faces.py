@@ -28,7 +28,7 @@ from benchmarks.client import Load, closed_loop, exchange, get_request, image_re
 from benchmarks.processes import spent, usage
 from config.settings import Settings
 from deployments.models.packs import PackLocation
-from serve_app.service import free_port
+from serve_app.ports import free_port
 
 KEY = "benchmark-key-0123456789"
 CLIENTS = (1, 8, 32)

@@ -19,7 +19,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from benchmarks.search import Timed, postgres, say
-from serve_app.people import Collection, EmbeddingContract
+from serve_app.identity.people import Collection, EmbeddingContract
 from serve_app.photos import PersonsMatch, PhotoFilter, PhotoSort
 from serve_app.storage import collections, photo_tags, photos
 from serve_app.storage.database import Connection, Database

@@ -1,4 +1,4 @@
-"""CPU time and memory of a process and everything it started."""
+"""CPU time and memory of a process, everything it started, and the Postgres it runs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Usage:
         return sum(self.rss_bytes.values())
 
 
-def usage(root_pid: int) -> Usage:
-    """Of `root_pid` and its descendants, living ones."""
+def usage(*root_pids: int) -> Usage:
+    """Of `root_pids` and their descendants, living ones; and of what those were that a Postgres has waited for."""
     cpu_s: dict[str, float] = {}
     rss_bytes: dict[str, int] = {}
-    root = psutil.Process(root_pid)
-    for process in [root, *root.children(recursive=True)]:
+    roots = [psutil.Process(pid) for pid in root_pids]
+    for process in [one for root in roots for one in (root, *root.children(recursive=True))]:
         try:
             with process.oneshot():
                 name = _name(process)
@@ -36,7 +36,8 @@ def usage(root_pid: int) -> Usage:
                 memory = process.memory_info().rss
         except psutil.NoSuchProcess:
             continue
-        cpu_s[name] = cpu_s.get(name, 0.0) + times.user + times.system
+        ended_s = times.children_user + times.children_system if name == "postgres" else 0.0
+        cpu_s[name] = cpu_s.get(name, 0.0) + times.user + times.system + ended_s
         rss_bytes[name] = rss_bytes.get(name, 0) + memory
     return Usage(cpu_s, rss_bytes)
 

@@ -31,9 +31,9 @@ from benchmarks.gallery import Gallery, Population, Probes, Ranking, exhaustive
 from benchmarks.peers import Faiss, numpy_exact
 from benchmarks.stored import TOP_K, Stored
 from serve_app.faces import FloatArray
-from serve_app.local import EmbeddedPostgres, dsn
-from serve_app.people import Candidate, SearchFilter
-from serve_app.postgres_address import Address
+from serve_app.identity.people import Candidate, SearchFilter
+from serve_app.postgres.address import Address
+from serve_app.postgres.local import EmbeddedPostgres, dsn
 from serve_app.storage import maintenance, schema
 from serve_app.storage.database import SESSION_SETTINGS, Database
 

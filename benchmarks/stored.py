@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.gallery import Gallery, Ranking
 from serve_app.faces import BoolArray, FloatArray
-from serve_app.people import Candidate, Collection, EmbeddingContract, SearchFilter, new_id
+from serve_app.identity.people import Candidate, Collection, EmbeddingContract, SearchFilter, new_id
 from serve_app.services.vector_import import CHUNK_FACES
 from serve_app.storage import collections, maintenance, search
 from serve_app.storage.bulk import BulkPerson, load

@@ -19,6 +19,9 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from serve_app.observing.spans import Spans
+from serve_app.observing.stages import Stage, StageTimes, Timed, collecting
+
 logger = logging.getLogger(__name__)
 
 ItemT = TypeVar("ItemT")
@@ -44,7 +47,8 @@ class BatchConfig(BaseModel):
 class _Pending(Generic[ItemT, ResultT]):
     item: ItemT
     weight: int
-    future: asyncio.Future[ResultT]
+    future: asyncio.Future[Timed[ResultT]]
+    spans: Spans = ()
     arrived: float = field(default_factory=time.monotonic)
 
 
@@ -91,7 +95,13 @@ class Batcher(Generic[ItemT, ResultT]):
 
     async def submit(self, item: ItemT) -> ResultT:
         """The result of `item`. Cancelling the caller takes the item out of the queue if no batch has it yet."""
-        pending: _Pending[ItemT, ResultT] = _Pending(item, self._weight(item), asyncio.get_running_loop().create_future())
+        return (await self.submit_timed(item)).value
+
+    async def submit_timed(self, item: ItemT, spans: Spans = ()) -> Timed[ResultT]:
+        """`submit`, and how long it waited and took. An item took as long as its batch: so long was waited for it. `spans`: of
+        who waits; each gets a child for the queue, and for every stage of its batch."""
+        future: asyncio.Future[Timed[ResultT]] = asyncio.get_running_loop().create_future()
+        pending: _Pending[ItemT, ResultT] = _Pending(item, self._weight(item), future, spans)
         self._queue.append(pending)
         self._dispatch()
         try:
@@ -135,9 +145,18 @@ class Batcher(Generic[ItemT, ResultT]):
             self._dispatch()
 
     async def _resolve(self, batch: list[_Pending[ItemT, ResultT]]) -> None:
-        call = functools.partial(self._run, [pending.item for pending in batch])
+        spans = tuple(span for pending in batch for span in pending.spans)
+        call = functools.partial(self._timed, [pending.item for pending in batch], spans)
+        started = time.monotonic()
+        if spans:
+            # A traced request says whom it shared the model with, in numbers.
+            shared = {"kinlens.batch.items": len(batch), "kinlens.batch.weight": sum(pending.weight for pending in batch)}
+            for pending in batch:
+                for span in pending.spans:
+                    span.record(Stage.QUEUE.value, started - pending.arrived)
+                    span.annotate(shared)
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._executor, call)
+            results, times = await asyncio.get_running_loop().run_in_executor(self._executor, call)
         except Exception as error:
             # Whatever the model code raised belongs to the caller whose item caused it.
             if len(batch) == 1:
@@ -150,4 +169,10 @@ class Batcher(Generic[ItemT, ResultT]):
             return
         for pending, result in zip(batch, results, strict=True):
             if not pending.future.done():
-                pending.future.set_result(result)
+                seconds = {Stage.QUEUE: started - pending.arrived, **times.seconds}
+                pending.future.set_result(Timed(result, seconds))
+
+    def _timed(self, items: Sequence[ItemT], spans: Spans) -> tuple[Sequence[ResultT], StageTimes]:
+        """On a worker thread."""
+        with collecting(*spans) as times:
+            return self._run(items), times

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ray import serve
 
 from deployments.batching import BatchConfig, Batcher
@@ -10,10 +12,16 @@ from deployments.models.loading import load_recognizer
 from deployments.models.packs import PackLocation, resolve
 from deployments.process import tune_process
 from serve_app.faces import Crops, FloatArray
+from serve_app.observing.outlets import Outlets
+from serve_app.observing.stages import Timed
+from serve_app.replica import observed
 
 
 @serve.deployment
 class Embedding:
+    outlets: Outlets
+
+    @observed
     def __init__(self, location: PackLocation, intra_op_threads: int) -> None:
         tune_process()
         engine = EmbeddingEngine(load_recognizer(resolve(location), location.device, intra_op_threads))
@@ -24,9 +32,10 @@ class Embedding:
     def reconfigure(self, user_config: dict[str, object]) -> None:
         self._batcher.configure(BatchConfig.model_validate(user_config))
 
-    async def embed(self, crops: Crops) -> FloatArray:
-        """(N, 112, 112, 3) uint8 RGB to (N, D) float32 of unit L2 norm."""
-        return await self._batcher.submit(crops)
+    async def embed(self, crops: Crops, traces: Sequence[str] = ()) -> Timed[FloatArray]:
+        """(N, 112, 112, 3) uint8 RGB to (N, D) float32 of unit L2 norm. `traces`: W3C traceparents of who waits for it."""
+        with self.outlets.serving("Embedding.embed", traces) as spans:
+            return await self._batcher.submit_timed(crops, spans)
 
     async def batching(self) -> BatchConfig:
         """The batching in force on this replica."""

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import ctypes.util
 import os
+import warnings
 
 import cv2
 
@@ -25,6 +26,9 @@ def tune_process() -> None:
     short, the ingress above all, goes first.
     """
     cv2.setNumThreads(1)
+    # Pillow warns of what is odd in a picture: 13 MB of log for a TIFF of 800 kB. And Python remembers each text it has warned
+    # with, so that the client's numbers in them would fill the memory.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     if hasattr(os, "SCHED_BATCH"):
         # Of this thread and those it will start. Refused in some sandboxes; then it stays as it is.
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 # Annotations are evaluated here: Serve reads the builder's to validate `args` of serve_config.yaml.
 
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -11,13 +12,16 @@ from config.settings import SECRET_SETTINGS, Settings
 from deployments.analysis import Analysis
 from deployments.detection import Detection
 from deployments.embedding import Embedding
+from deployments.indexing import Indexing
 from deployments.models.attribute_packs import OFF, AnalysisLocation, ResolvedAnalysis, resolve_analysis
 from deployments.models.deepface_models import DeepFaceEngine
 from deployments.models.packs import Pack, PackLocation, pack_names, resolve
+from deployments.models.semantic_packs import SemanticLocation, SemanticPack, resolve_semantic
 from deployments.models.session import Device
+from deployments.semantic import Semantic
 from serve_app.attributes import Attribute
 from serve_app.faces import OperatingPoint
-from serve_app.images import ImageLimits
+from serve_app.imaging.images import ImageLimits
 from serve_app.ingress import Ingress
 from serve_app.services.models import FileInfo, ModelInfo
 
@@ -33,6 +37,7 @@ class AppArgs(BaseModel):
     model_pack: str | None = Field(None, description="Overrides MODEL_PACK.")
     device: Device = Field(Device.CPU, description="cpu or cuda; without the device the start fails.")
     attribute_models: dict[Attribute, _ModelName] | None = Field(None, description="Overrides ATTRIBUTE_MODELS.")
+    semantic_model: str | None = Field(None, description="Overrides SEMANTIC_MODEL.")
     max_in_flight: int = Field(
         40, ge=1, le=10_000, description="Requests that need a model, an ingress replica; one more is a 503 at once."
     )
@@ -46,12 +51,18 @@ def build_app(args: AppArgs) -> Application:
     where, pack = analysis_location(settings, args), resolve(location)
     attributes = resolve_analysis(where, pack)
     model = model_info(pack, attributes, settings, args.device)
+    semantic = resolve_semantic(semantic_location(settings, args))
+    model = replace(model, semantic=semantic.described() if isinstance(semantic, SemanticPack) else semantic)
     limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
     detection = _bind(Detection, location, limits, settings.face_det_thresh, args.intra_op_threads)
     embedding = _bind(Embedding, location, args.intra_op_threads)
     analysis = _bind(Analysis, where, attributes.assignment, args.intra_op_threads)
+    encoder = None
+    if isinstance(semantic, SemanticPack):
+        encoder = _bind(Semantic, semantic_location(settings, args), semantic.embedding_model, args.intra_op_threads)
     public = settings.model_copy(update=dict.fromkeys(SECRET_SETTINGS))
-    return _bind(Ingress, public, model, args.max_in_flight, detection, embedding, analysis)
+    indexing = _bind(Indexing, public, model, detection, embedding, analysis, encoder)
+    return _bind(Ingress, public, model, args.max_in_flight, detection, embedding, analysis, encoder, indexing)
 
 
 def _bind(deployment: object, *args: object) -> Application:
@@ -85,6 +96,11 @@ def analysis_location(settings: Settings, args: AppArgs) -> AnalysisLocation:
         deepface_engine=DeepFaceEngine(settings.deepface_engine),
         overrides={Attribute(name): model for name, model in overrides.items()},
     )
+
+
+def semantic_location(settings: Settings, args: AppArgs) -> SemanticLocation:
+    name = settings.semantic_model if args.semantic_model is None else args.semantic_model
+    return SemanticLocation(name, settings.model_root, args.device)
 
 
 def model_info(pack: Pack, attributes: ResolvedAnalysis, settings: Settings, device: Device) -> ModelInfo:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from config.settings import Settings
 from serve_app.errors import ConfigurationError
 from serve_app.gallery import database_dsn
-from serve_app.local import EmbeddedPostgres
+from serve_app.postgres.local import EmbeddedPostgres
 from serve_app.storage import schema
 from serve_app.storage.database import Database, Dsn
 from serve_app.storage.objects import ObjectStore
@@ -88,3 +88,10 @@ def join_database(settings: Settings) -> EmbeddedPostgres | None:
             raise
         logger.warning("%s", error)
     return postgres
+
+
+def check_backends(settings: Settings, own: Settings) -> None:
+    """Raises ConfigurationError on a node whose environment lacks what the application was started with: it would serve, and
+    acknowledge writes to, an empty store of its own."""
+    if (own.minio_endpoint, own.minio_bucket) != (settings.minio_endpoint, settings.minio_bucket):
+        raise ConfigurationError("MINIO_ENDPOINT or MINIO_BUCKET differs between this node and the one that deployed.")

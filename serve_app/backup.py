@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from serve_app import archive
 from serve_app.archive import ArchiveWriter, End, Manifest, Part
 from serve_app.errors import ConfigurationError, ImageError
-from serve_app.images import sniff
+from serve_app.imaging.images import sniff
 from serve_app.services.enrolment import CONTENT_TYPES
 from serve_app.storage import dumps, object_rows, schema
 from serve_app.storage.database import Connection, Database, Dsn

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from config.settings import Settings
-from serve_app import cli_data, cli_import
 from serve_app.attributes import Attribute
 from serve_app.backends import prepare_objects, running_database
-from serve_app.cli_common import console, problems
-from serve_app.cli_common import read_settings as _settings
-from serve_app.cli_common import step as _step
+from serve_app.commands import clustering, data, former, imports, index, keys, migrate, model, node, size
+from serve_app.commands.common import console, problems
+from serve_app.commands.common import read_settings as _settings
+from serve_app.commands.common import step as _step
 from serve_app.environment import RAY_ENVIRONMENT
 from serve_app.errors import ConfigurationError
 from serve_app.keys import ApiKey, load_or_create_api_key
@@ -32,16 +32,27 @@ from serve_app.service import Address, Instance, apply, check_port, default_conf
 if TYPE_CHECKING:
     from deployments.models.attribute_packs import AnalysisLocation
     from deployments.models.packs import PackLocation
+    from deployments.models.semantic_packs import SemanticLocation
 
 app = typer.Typer(help="Face matching, person search and a photo library on Ray Serve.", no_args_is_help=True)
 evaluate_app = typer.Typer(help="Measure what the loaded pack gets wrong, on photos of your own.", no_args_is_help=True)
 models_app = typer.Typer(help="Model packs.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(evaluate_app, name="evaluate")
-app.add_typer(cli_data.app)
-app.add_typer(cli_import.app)
+evaluate_app.command("clustering")(clustering.evaluate_clustering)
+app.add_typer(data.app)
+app.add_typer(imports.app)
+app.add_typer(migrate.app)
+app.add_typer(former.app)
+app.add_typer(keys.app, name="keys")
+app.command("switch-model")(model.switch_model)
+app.command("size")(size.size)
+app.command("index")(index.index)
+app.command("node", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(node.node)
 
 _READY_TIMEOUT_S = 60
+_ANSWER_MARGIN_S = 5
+"""Beyond WORKER_TIMEOUT, when a request that is not ready is a 504."""
 
 
 def main() -> None:
@@ -79,6 +90,7 @@ def up(
         with _step(f"model pack {pack}: find, verify, prepare"):
             licence = _prepare_models(settings, args)
         _report_attributes(settings, args)
+        _report_semantic(settings, args)
         with _step("database: start, bring to the newest schema"):
             backends.enter_context(running_database(settings, supervised=True))
         with _step("object store: prepare"):
@@ -94,7 +106,10 @@ def up(
         stop = _stop_on_signals()
         _greet(address, key, licence, time.monotonic() - begun)
         stop.wait()
-        console.print("stopping ...")
+        stop.clear()
+        console.print("stopping: what is under way is answered; once more does not wait for it ...")
+        if left := instance.drain(settings.worker_timeout + _ANSWER_MARGIN_S, stop.is_set):
+            console.print(f"{left} requests are not answered.")
 
 
 @app.command("apply")
@@ -121,9 +136,10 @@ def env() -> None:
 
 @models_app.command("list")
 def models_list() -> None:
-    """The packs of config/models.toml and the models of config/attributes.toml, with their licences."""
+    """The packs of config/models.toml and the models of config/attributes.toml and semantic.toml, with their licences."""
     from deployments.models.packs import pack_specs
     from deployments.models.pulling import model_states
+    from deployments.models.semantic_pulling import semantic_states
 
     for name, pack in pack_specs().items():
         console.print(f"[bold]{name}[/]: {pack.title}; {pack.recognizer.dim}-D; {_use(pack.commercial_use)}; {pack.licence}")
@@ -133,17 +149,28 @@ def models_list() -> None:
         if state.problem is not None:
             console.print("    [yellow]unavailable[/].", end=" ")
             console.print(state.problem, markup=False)
+    for found in semantic_states(_semantic_location(_settings(), {})):
+        told = f"image and text: {found.spec.title}; {_use(found.spec.commercial_use)}; {found.spec.licence}"
+        console.print(f"[bold]{found.name}[/]: {told}")
+        if found.problem is not None:
+            console.print("    [yellow]unavailable[/].", end=" ")
+            console.print(found.problem, markup=False)
 
 
 @models_app.command("pull")
 def models_pull(name: Annotated[str, typer.Argument(help="A name of `kinlens models list`.")]) -> None:
-    """Find, download where the network allows, verify and prepare a pack or an attribute model."""
+    """Find, download where the network allows, verify and prepare a pack, an attribute model or an image-text model."""
     from deployments.models.attribute_packs import attribute_model_specs
     from deployments.models.pulling import pull_model
+    from deployments.models.semantic_packs import semantic_specs
+    from deployments.models.semantic_pulling import pull_semantic
 
     if name in attribute_model_specs():
         with _step(f"attribute model {name}: find, check"):
             licence = pull_model(name, _analysis_location(_settings(), {})).licence
+    elif name in semantic_specs():
+        with _step(f"image-text model {name}: find, download, verify"):
+            licence = pull_semantic(_semantic_location(_settings(), {"semantic_model": name})).spec.licence
     else:
         with _step(f"model pack {name}: find, verify, prepare"):
             licence = _prepare_models(_settings(), {"model_pack": name})
@@ -216,11 +243,21 @@ def _analysis_location(settings: Settings, args: dict[str, object]) -> AnalysisL
     return analysis_location(settings, AppArgs.model_validate(args))
 
 
-def _prepare_models(settings: Settings, args: dict[str, object]) -> str:
-    """Resolves the pack before Ray starts, so that a missing file is the first thing said; returns its licence."""
-    from deployments.models.packs import resolve
+def _semantic_location(settings: Settings, args: dict[str, object]) -> SemanticLocation:
+    """As the application with these `args` will look for the image-text model."""
+    from serve_app.app import AppArgs, semantic_location
 
-    return resolve(_pack_location(settings, args)).spec.licence
+    return semantic_location(settings, AppArgs.model_validate(args))
+
+
+def _prepare_models(settings: Settings, args: dict[str, object]) -> str:
+    """Resolves the pack before Ray starts, so that a missing file, or GPU, is the first thing said; returns its licence."""
+    from deployments.models.packs import resolve
+    from deployments.models.session import audit_device
+
+    location = _pack_location(settings, args)
+    audit_device(location.device)
+    return resolve(location).spec.licence
 
 
 def _report_attributes(settings: Settings, args: dict[str, object]) -> None:
@@ -228,11 +265,26 @@ def _report_attributes(settings: Settings, args: dict[str, object]) -> None:
     from deployments.models.attribute_packs import resolve_analysis
 
     found = resolve_analysis(_analysis_location(settings, args))
-    for attribute, model in found.described().items():
-        console.print(f"    {attribute}: {model.name} ({model.licence})")
+    for attribute, described in found.described().items():
+        console.print(f"    {attribute}: {described.name} ({described.licence})")
     for attribute, lost in found.missing.items():
         console.print(f"    {attribute}: [yellow]unavailable[/].", end=" ")
         console.print(f"{lost.reason} {lost.remedy}", markup=False)
+
+
+def _report_semantic(settings: Settings, args: dict[str, object]) -> None:
+    """The image-text model, where one is set, and how to get it where it is not there."""
+    from deployments.models.semantic_packs import SemanticPack, resolve_semantic
+
+    location = _semantic_location(settings, args)
+    if not location.name:
+        return
+    found = resolve_semantic(location)
+    if isinstance(found, SemanticPack):
+        console.print(f"    semantic search: {found.name} ({found.spec.licence})")
+    else:
+        console.print("    semantic search: [yellow]unavailable[/].", end=" ")
+        console.print(f"{found.reason} {found.remedy}", markup=False)
 
 
 def _stop_on_signals() -> threading.Event:
@@ -260,7 +312,9 @@ def _greet(address: Address, key: ApiKey, licence: str, took_s: float) -> None:
     console.print(f"[bold green]ready[/] after {took_s:.1f} s: {address.url}  (docs: {address.url}/docs)")
     if key.path is not None:
         shown = f"$(cat {key.path})"
-        console.print(f"  API key: {f'[bold]{key.value}[/] (shown once; kept in {key.path})' if key.created else key.path}")
+        # Not into a journal or a container's log, which others read.
+        shown_once = key.created and console.is_terminal
+        console.print(f"  API key: {f'[bold]{key.value}[/] (shown once; kept in {key.path})' if shown_once else key.path}")
     console.print(f"  model licence: {licence}")
     console.print("  try:")
     console.print(f'    curl -H "Authorization: Bearer {shown}" -F file=@{_sample()} {address.url}/api/v1/face/verify-face')

@@ -10,7 +10,8 @@
     ├── ImageError                  bytes that should have been a picture
     │   ├── InvalidImage      422
     │   ├── ImageTooLarge     413
-    │   └── UnsupportedImage  415
+    │   ├── UnsupportedImage  415
+    │   └── FileUnreadable    422   of a scanned folder
     ├── ImageUrlError         422   a picture that should have been fetched
     │   ├── ImageUrlRefused
     │   └── ImageUrlFailed
@@ -22,16 +23,22 @@
     │   ├── ResemblesAnother
     │   └── UnlikePerson            a warning
     ├── AccessError                 who is asking
-    │   └── Unauthorized      401
+    │   ├── Unauthorized      401
+    │   ├── Forbidden         403
+    │   └── ScanRefused       403
     ├── RouteError                  what is being asked
     │   ├── NotFound          404
     │   └── MethodNotAllowed  405
     ├── Conflict              409
     │   ├── AlreadyExists
     │   ├── EmbeddingModelMismatch
+    │   ├── AmbiguousName
+    │   ├── AlreadyUndone
+    │   ├── NothingToUndo
     │   └── IdempotencyKeyReused
     ├── CapacityError               we would, but not now
     │   ├── Overloaded        503
+    │   ├── RateLimited       429
     │   └── DeadlineExceeded  504
     ├── PartUnavailable             a part of us is down
     │   ├── ModelUnavailable  503
@@ -117,6 +124,10 @@ class UnsupportedImage(ImageError):
     code, status, title = "unsupported_image", 415, "The image format is not supported"
 
 
+class FileUnreadable(ImageError):
+    code, title = "file_unreadable", "The file or folder cannot be read"
+
+
 class ImageUrlError(KinlensError):
     code, status, title = "image_url_error", 422, "The image URL cannot be used"
 
@@ -169,6 +180,16 @@ class Unauthorized(AccessError):
     code, status, title = "unauthorized", 401, "A valid API key is needed"
 
 
+class Forbidden(AccessError):
+    """`details["required_scope"]`: what the key lacks."""
+
+    code, title = "forbidden", "The API key does not allow this"
+
+
+class ScanRefused(AccessError):
+    code, title = "scan_refused", "The folder may not be scanned"
+
+
 class RouteError(KinlensError):
     code, status, title = "route_error", 400, "The request cannot be routed"
 
@@ -193,6 +214,26 @@ class EmbeddingModelMismatch(Conflict):
     code, title = "embedding_model_mismatch", "Embeddings of different models cannot be compared"
 
 
+class AmbiguousName(Conflict):
+    """`details["person_ids"]`: who they are."""
+
+    code, title = "ambiguous_name", "Several persons have this name"
+
+
+class AlreadyUndone(Conflict):
+    code, title = "already_undone", "It was undone already"
+
+
+class NothingToUndo(Conflict):
+    """`details["kept"]`: what stays as it is, and why."""
+
+    code, title = "nothing_to_undo", "Nothing of it can be undone"
+
+
+class MustNotBeRecognised(Conflict):
+    code, title = "must_not_be_recognised", "The person must not be recognised, and so must stay"
+
+
 class IdempotencyKeyReused(Conflict):
     code, title = "idempotency_key_reused", "The idempotency key belongs to another request"
 
@@ -205,6 +246,16 @@ class Overloaded(CapacityError):
     """All places are taken. `details["retry_after_s"]` becomes the Retry-After header."""
 
     code, title = "overloaded", "The service is overloaded"
+
+
+class RateLimited(CapacityError):
+    """`details["limit"]`: `rate` or `concurrency`; `details["retry_after_s"]` becomes the Retry-After header."""
+
+    code, status, title = "rate_limited", 429, "The API key asks too often"
+
+
+class TooManyFailures(RateLimited):
+    code, title = "too_many_failures", "Too many unknown API keys came from this address"
 
 
 class DeadlineExceeded(CapacityError):

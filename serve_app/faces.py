@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve_app.errors import InvalidEmbedding
+from serve_app.photos import PictureInfo
 
 RGBImage: TypeAlias = npt.NDArray[np.uint8]
 """(H, W, 3) uint8, RGB."""
@@ -69,6 +70,7 @@ class DetectionOptions:
     `try_rotations`: when upright finds nobody, look once more at 90, 180 and 270 degrees.
     `qualities`: measure the quality of the largest so many faces, `ALL_FACES` for all.
     `chips`: cut these of the largest `chip_faces` faces, `ALL_FACES` for all.
+    `info`: read what the picture says of itself.
     """
 
     threshold: float | None = None
@@ -78,6 +80,7 @@ class DetectionOptions:
     qualities: int = 0
     chips: tuple[ChipSpec, ...] = ()
     chip_faces: int = ALL_FACES
+    info: bool = False
 
 
 class Occlusion(StrEnum):
@@ -91,7 +94,7 @@ class Occlusion(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FaceQuality:
-    """What serve_app.quality measures of one face; there stands how. Shares are in [0, 1].
+    """What serve_app.imaging.quality measures of one face; there stands how. Shares are in [0, 1].
 
     `size_px`: shorter side of the box, in source pixels. `sharpness`: in [0, 1]; a face without detail has 0.
     `yaw_deg`: > 0 looks to the right of the picture. `pitch_deg`: > 0 looks up. `roll_deg`: > 0 is turned clockwise;
@@ -120,6 +123,7 @@ class Detections:
     seen in the image. detection_scores: (N,) float32. crops: (C, 112, 112, 3) uint8 of the first C faces.
     rotation_deg: clockwise turn of the picture under which the faces were found; 0 unless upright found nobody.
     qualities: of the first faces, as many as were asked for. chips: likewise, by spec; empty where none were asked for.
+    info: None where it was not asked for.
     """
 
     bboxes: FloatArray
@@ -132,6 +136,7 @@ class Detections:
     rotation_deg: int = 0
     qualities: tuple[FaceQuality, ...] = ()
     chips: Chips = field(default_factory=dict)
+    info: PictureInfo | None = None
 
     def __len__(self) -> int:
         return len(self.bboxes)
@@ -200,6 +205,11 @@ class OperatingPoint:
         if similarity >= self.suggest_threshold:
             return Decision.AMBIGUOUS
         return Decision.UNKNOWN
+
+
+def blank_crop() -> Crops:
+    """(1, 112, 112, 3): a crop of nobody."""
+    return np.zeros((1, 112, 112, 3), np.uint8)
 
 
 def l2_normalize(vectors: npt.NDArray[np.floating]) -> FloatArray:

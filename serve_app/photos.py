@@ -9,6 +9,19 @@ from uuid import UUID
 
 
 @dataclass(frozen=True, slots=True)
+class PictureTexts:
+    """What somebody wrote into a picture; None and () where nobody did."""
+
+    title: str | None = None
+    caption: str | None = None
+    keywords: tuple[str, ...] = ()
+    sublocation: str | None = None
+    city: str | None = None
+    state: str | None = None
+    country: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PictureInfo:
     """What the bytes of a picture say. `width_px`, `height_px`: as displayed, EXIF orientation applied.
 
@@ -27,6 +40,7 @@ class PictureInfo:
     latitude: float | None = None
     longitude: float | None = None
     altitude_m: float | None = None
+    texts: PictureTexts = PictureTexts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +92,9 @@ class PersonsMatch(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PhotoFilter:
-    """`taken_from` <= date < `taken_to`. `tags`: all of them. `untagged`: without any tag."""
+    """`taken_from` <= date < `taken_to`. `tags`: all of them. `untagged`: without any tag. `groups`: somebody of each must be
+    in a photo, beside what `person_ids` and `persons` say; `without`: nobody of these. `subfolders`: those below `folder`,
+    too."""
 
     person_ids: tuple[UUID, ...] = ()
     persons: PersonsMatch = PersonsMatch.ANY
@@ -87,6 +103,9 @@ class PhotoFilter:
     taken_from: datetime | None = None
     taken_to: datetime | None = None
     folder: str | None = None
+    subfolders: bool = False
+    groups: tuple[tuple[UUID, ...], ...] = ()
+    without: tuple[UUID, ...] = ()
 
 
 class ThumbnailFormat(StrEnum):
@@ -97,3 +116,6 @@ class ThumbnailFormat(StrEnum):
 
 THUMBNAIL_SIDES_PX = (160, 320, 640, 1280, 2048)
 """The sizes thumbnails are kept in: of the longer side. Few, so that what was made for one client serves the next."""
+
+FACE_THUMBNAIL_SIDES_PX = (96, 160, 320, 640)
+"""Likewise of squares cut around faces."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -19,20 +21,26 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from serve_app.environment import RAY_ENVIRONMENT, instance_environment
+from serve_app.draining import close_entrance, wait_until_answered
+from serve_app.environment import EDGE_TOKEN, RAY_ENVIRONMENT, hold, install_haproxy, instance_environment
 from serve_app.errors import ConfigurationError
+from serve_app.ports import free_port
 
 if TYPE_CHECKING:
     from ray.serve.schema import DeploymentSchema, ServeDeploySchema
 
 APPLICATION = "serve_app.app:build_app"
-DEPLOYMENTS = ("Ingress", "Detection", "Embedding", "Analysis")
+INGRESS = "Ingress"
+DEPLOYMENTS = (INGRESS, "Detection", "Embedding", "Analysis", "Semantic", "Indexing")
 
 Report = Callable[[str], None]
+
+logger = logging.getLogger("ray.serve")
 
 _OBJECT_STORE_BYTES = 128 << 20
 """Pictures and crops travel by gRPC; Ray's default of 30 % of the memory would only be reserved."""
 _START_TIMEOUT_S = 300
+_ASK_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +73,14 @@ def prepare_environment() -> Path:
     """
     run_dir = Path(tempfile.mkdtemp(prefix="kinlens-"))
     defaults = RAY_ENVIRONMENT | instance_environment(run_dir, free_port(), free_port(), free_port())
+    if not install_haproxy(run_dir):
+        # Nothing may be run from there (a noexec mount): Serve starts its own, as it is.
+        del defaults["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    # Never one from outside: it may be known.
+    os.environ[EDGE_TOKEN] = secrets.token_hex(16)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     return run_dir
-
-
-def free_port() -> int:
-    """A TCP port that is free right now on loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def check_port(address: Address) -> None:
@@ -101,10 +106,13 @@ class Instance:
         self._address = address
         self._state_path = state_path
         self._run_dir: Path | None = None
+        self._held: int | None = None
         self._started = False
+        self._application: str | None = None
 
     def __enter__(self) -> Instance:
         self._run_dir = prepare_environment()
+        self._held = hold(self._run_dir)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -142,6 +150,47 @@ class Instance:
         )
         client.deploy_apps(schema)
         _wait_until_running(report)
+        self._application = schema.applications[0].name
+
+    def drain(self, patience_s: float, hurry: Callable[[], bool]) -> int:
+        """Lets nobody new in and waits until those who are in are answered, at most `patience_s` seconds, or until `hurry`.
+
+        Returns how many are left without an answer. Serve itself stops HAProxy and the models at once.
+        """
+        import ray
+
+        # Serve gives each machine a folder of its own beside the one that is set.
+        admin = Path(os.environ["RAY_SERVE_HAPROXY_SOCKET_PATH"])
+        admin = admin.parent / ray.get_runtime_context().get_node_id() / admin.name
+        if self._application is None or not close_entrance(admin):
+            return 0
+        logger.setLevel(logging.WARNING)
+        try:
+            return asyncio.run(self._answered(self._application, patience_s, hurry))
+        finally:
+            # What Serve keeps in this process complains from here on that the loop has ended, until Serve has.
+            logger.setLevel(logging.CRITICAL)
+
+    async def _answered(self, application: str, patience_s: float, hurry: Callable[[], bool]) -> int:
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+        from ray.serve.handle import DeploymentHandle
+
+        # Not Serve's own of this process, which would outlive the loop.
+        ingress: DeploymentHandle = DeploymentHandle(INGRESS, application)
+
+        async def unanswered() -> int | None:
+            try:
+                told: list[int] = await ingress.broadcast("unanswered").results_async(timeout_s=_ASK_TIMEOUT_S)
+            except (TimeoutError, RayError, RayServeException) as error:
+                logger.warning("The ingress does not say whom it still has to answer: %s", type(error).__name__)
+                return None
+            return sum(told)
+
+        try:
+            return await wait_until_answered(unanswered, patience_s, hurry)
+        finally:
+            await ingress.shutdown_async()
 
     def stop(self) -> None:
         if self._started:
@@ -155,6 +204,9 @@ class Instance:
         if self._run_dir is not None:
             shutil.rmtree(self._run_dir, ignore_errors=True)
             self._run_dir = None
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
 
 def apply(config_path: Path, address: Address, state_path: Path, report: Report) -> None:

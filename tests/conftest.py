@@ -8,10 +8,10 @@ import pytest
 
 from deployments.models.packs import Pack, PackLocation, resolve
 
-_ORDER = ("unit", "api", "storage", "serve", "accuracy")
+_ORDER = ("unit", "api", "storage", "fuzz", "browser", "docs", "serve", "accuracy")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     def rank(item: pytest.Item) -> int:
         folder = item.path.parent.name
         return _ORDER.index(folder) if folder in _ORDER else len(_ORDER)
@@ -20,6 +20,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name in ("serve", "accuracy"):
             item.add_marker(getattr(pytest.mark, item.path.parent.name))
+        if item.get_closest_marker("cluster") and "cluster" not in str(config.getoption("markexpr")):
+            item.add_marker(pytest.mark.skip(reason="several machines take minutes: run them with -m cluster"))
 
 
 @pytest.fixture(scope="session")

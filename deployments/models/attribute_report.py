@@ -67,7 +67,7 @@ def _age_lines(cases: Sequence[AgeCase], model: AttributeModel) -> list[str]:
         )
     level = f"{model.interval.level * 100:g} % " if model.interval else ""
     head = ["photos", "faces", "MAE", "median error", "bias", "within 5", "within 10", f"in the {level}interval", "its width"]
-    lines = [*_table(head, rows), "", "In years. Bias: above 0 the estimate is too old. Shares with their 95 % interval."]
+    lines = [*table(head, rows), "", "In years. Bias: above 0 the estimate is too old. Shares with their 95 % interval."]
     if model.interval is not None:
         fitted = fit_interval(cases, model.interval.level, model.interval.floor_years)
         if fitted is not None:
@@ -84,7 +84,7 @@ def _class_lines(cases: Sequence[ClassCase], attribute: Attribute, model: Attrib
         figures = class_figures(group)
         row = [title, str(figures.all.count), _share(figures.all), f"{figures.abstained:.3f}", _share(figures.answered)]
         rows.append(row)
-    lines = _table(["photos", "faces", "accuracy", "abstained", "accuracy of the others"], rows)
+    lines = table(["photos", "faces", "accuracy", "abstained", "accuracy of the others"], rows)
     confusion = []
     for label in model.classes:
         of_label = [case for case in cases if case.label == label]
@@ -97,7 +97,7 @@ def _class_lines(cases: Sequence[ClassCase], attribute: Attribute, model: Attrib
         f"Abstained: the top class has a probability below {model.abstain_below:g}. Accuracy and recall count the top class "
         "of every face, with the 95 % interval.",
         "",
-        *_table(["label", "faces", "recall", *(f"said {name}" for name in model.classes)], confusion),
+        *table(["label", "faces", "recall", *(f"said {name}" for name in model.classes)], confusion),
     ]
 
 
@@ -136,7 +136,7 @@ def _share(share: Share | None) -> str:
     return f"{share.value:.3f} ({low:.2f}-{high:.2f})"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Cells padded to columns, so that it is a table without a renderer too."""
     widths = [max(len(row[index]) for row in [head, *rows]) for index in range(len(head))]
 

@@ -13,7 +13,6 @@ from deployments.models.attribute_models import AttributePredictor
 from deployments.models.detector import FaceDetector, RawFaces
 from deployments.models.recognizer import Recognizer
 from serve_app.attributes import Asked, Attribute, AttributeOutputs
-from serve_app.chips import cut_chips
 from serve_app.errors import ImageError
 from serve_app.faces import (
     ALL_FACES,
@@ -26,8 +25,12 @@ from serve_app.faces import (
     FloatArray,
     face_count,
 )
-from serve_app.images import DecodedImage, ImageLimits, align, decode, rotate, unrotate_points
-from serve_app.quality import measure_quality
+from serve_app.imaging.chips import cut_chips
+from serve_app.imaging.exif import info_of
+from serve_app.imaging.images import DecodedImage, ImageLimits, align, decode, rotate, unrotate_points
+from serve_app.imaging.quality import measure_quality
+from serve_app.observing.stages import Stage, stage
+from serve_app.photos import PictureInfo
 
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
@@ -59,17 +62,22 @@ class DetectionEngine:
         decoded: list[tuple[int, DecodedImage]] = []
         for index, request in enumerate(requests):
             try:
-                decoded.append((index, decode(request.image, self._limits)))
+                with stage(Stage.DECODE):
+                    decoded.append((index, decode(request.image, self._limits)))
                 answers.append(None)
             except ImageError as error:
                 answers.append(error)
         thresholds = [self._threshold_of(requests[index]) for index, _ in decoded]
-        found = self._detector.detect([image.pixels for _, image in decoded], thresholds) if decoded else []
+        with stage(Stage.DETECT):
+            found = self._detector.detect([image.pixels for _, image in decoded], thresholds) if decoded else []
         for (index, image), faces, threshold in zip(decoded, found, thresholds, strict=True):
             options, rotation_deg = requests[index].options, 0
             if not len(faces) and options.try_rotations:
-                faces, rotation_deg = self._try_rotations(image, threshold)
-            answers[index] = _assemble(image, faces, options, rotation_deg)
+                with stage(Stage.DETECT):
+                    faces, rotation_deg = self._try_rotations(image, threshold)
+            with stage(Stage.ALIGN):
+                info = info_of(image, requests[index].image) if options.info else None
+                answers[index] = _assemble(image, faces, options, rotation_deg, info)
         return [answer for answer in answers if answer is not None]
 
     def _threshold_of(self, request: DetectionRequest) -> float:
@@ -89,7 +97,9 @@ class DetectionEngine:
         return RawFaces(bboxes, unrotate_points(faces.landmarks, degrees, width, height), faces.scores), degrees
 
 
-def _assemble(image: DecodedImage, faces: RawFaces, options: DetectionOptions, rotation_deg: int) -> Detections:
+def _assemble(
+    image: DecodedImage, faces: RawFaces, options: DetectionOptions, rotation_deg: int, info: PictureInfo | None
+) -> Detections:
     """Largest first, clipped to the picture, with the crops, qualities and chips asked for."""
     pixels = image.pixels
     height, width = pixels.shape[:2]
@@ -114,6 +124,7 @@ def _assemble(image: DecodedImage, faces: RawFaces, options: DetectionOptions, r
         rotation_deg=rotation_deg,
         qualities=tuple(map(measure_quality, aligned[:qualities], bboxes, landmarks)),
         chips={spec: cut_chips(pixels, landmarks[:chips], whole_boxes[:chips], spec, rotation_deg) for spec in options.chips},
+        info=info,
     )
 
 
@@ -126,7 +137,8 @@ class EmbeddingEngine:
     def run(self, requests: Sequence[Crops]) -> list[FloatArray]:
         """Each request's (N, 112, 112, 3) crops to its (N, D) embeddings."""
         crops = requests[0] if len(requests) == 1 else np.concatenate(requests)
-        embeddings = self._recognizer.embed(crops)
+        with stage(Stage.EMBED):
+            embeddings = self._recognizer.embed(crops)
         ends = np.cumsum([len(request) for request in requests])
         return np.split(embeddings, ends[:-1])
 
@@ -172,7 +184,8 @@ class AnalysisEngine:
             asking = [i for i, one in enumerate(requests) if len(one) and own & set(one.asked) and model.chip in one.chips]
             if not asking:
                 continue
-            outputs = self._predict(model, _concatenated([requests[index].chips[model.chip] for index in asking]))
+            with stage(Stage.ANALYZE):
+                outputs = self._predict(model, _concatenated([requests[index].chips[model.chip] for index in asking]))
             ends = np.cumsum([len(requests[index]) for index in asking])
             for attribute in model.attributes:
                 for index, rows in zip(asking, np.split(outputs[attribute], ends[:-1]), strict=True):

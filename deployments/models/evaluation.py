@@ -17,7 +17,7 @@ from deployments.models.packs import Pack
 from deployments.models.session import Device
 from serve_app.errors import ConfigurationError, ImageError
 from serve_app.faces import DetectionOptions, FloatArray, OperatingPoint
-from serve_app.images import ImageLimits
+from serve_app.imaging.images import ImageLimits
 
 PHOTO_LIMITS = ImageLimits(60 << 20, 178_000_000)
 """As large as any picture the service can be set to take: what is evaluated is the operator's own."""

@@ -22,7 +22,7 @@ from deployments.models.engine import LoadedAttributeModel
 from deployments.models.packs import Pack
 from deployments.models.recognizer import SFACE, Normalization, Recognizer
 from deployments.models.scrfd import Scrfd, ScrfdContract
-from deployments.models.session import Device, Session, create_session, providers, session_options
+from deployments.models.session import Device, PlacedSession, check_device, create_session, providers, session_options
 from deployments.models.yunet import YuNet
 from serve_app.errors import ConfigurationError
 
@@ -31,7 +31,7 @@ class _ZooModel(Protocol):
     """What insightface's zoo returns, as far as it is used here."""
 
     taskname: str
-    session: Session
+    session: PlacedSession
     input_name: str
     output_names: list[str]
     input_mean: float
@@ -133,4 +133,5 @@ def _zoo_model(path: Path, task: str, device: Device, intra_op_threads: int) -> 
     if model is None or model.taskname != task:
         found = "nothing it knows" if model is None else model.taskname
         raise ConfigurationError(f"{path} should be a {task} model; insightface's model zoo sees {found}.")
+    check_device(model.session, device)
     return model

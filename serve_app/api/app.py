@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -16,25 +17,54 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api import (
+    audit,
     collections,
     compare,
+    do_not_recognise,
     enrol_batch,
+    exports,
     face,
+    face_decisions,
     faces,
     health,
+    jobs,
+    journal,
+    keys,
+    library_faces,
+    library_persons,
     models,
     objects,
     persons,
     photo_files,
+    photo_months,
+    photo_scan,
+    photo_search,
     photo_upload,
     photos,
+    review,
     search,
+    stored_files,
+    system,
 )
-from serve_app.api.deps import FORMER_PREFIX, PREFIX, ClientGone, Services, admitted, refuse_unknown_query, require_key
+from serve_app.api.deps import (
+    FORMER_PREFIX,
+    PREFIX,
+    ClientGone,
+    Services,
+    admitted,
+    refuse_unknown_query,
+    require_key,
+    with_place_of_key,
+)
 from serve_app.api.docs import add_docs
+from serve_app.api.edge import AnswerEdge
+from serve_app.api.observing import RequestObserver, route_template
+from serve_app.api.openapi import problems
 from serve_app.api.problems import problem_response
+from serve_app.api.web import add_web
 from serve_app.api.writes import on_replayed
 from serve_app.errors import (
+    Forbidden,
     InternalError,
     InvalidRequest,
     JsonValue,
@@ -42,7 +72,10 @@ from serve_app.errors import (
     MethodNotAllowed,
     NotFound,
     PayloadError,
+    RateLimited,
+    TooManyFailures,
 )
+from serve_app.observing.outlets import Outlets
 from serve_app.storage.idempotency import Replayed
 
 logger = logging.getLogger("ray.serve")
@@ -62,28 +95,39 @@ def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
         version=version("kinlens"),
         summary="Face matching, person search and a photo library on Ray Serve",
         description=(
-            "Send the API key as `Authorization: Bearer KEY`. Errors are RFC 9457 problem details with a stable `code`."
+            "Send an API key as `Authorization: Bearer KEY`. Errors are RFC 9457 problem details with a stable `code`."
         ),
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
         lifespan=_lifespan,
+        # FastAPI's own telemetry would send paths, addresses and the texts of exceptions.
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     api.state.services = services
-    keyed = [Depends(require_key), Depends(refuse_unknown_query)]
+    api.state.system = system.open_system(services)
+    refused = problems(Forbidden, RateLimited, TooManyFailures)
+    keyed = [Depends(require_key), Depends(with_place_of_key), Depends(refuse_unknown_query)]
     api.include_router(health.router, prefix=PREFIX)
-    api.include_router(models.router, prefix=PREFIX, dependencies=keyed)
+    api.include_router(health.former_router, prefix=FORMER_PREFIX, include_in_schema=False)
+    api.include_router(models.router, prefix=PREFIX, dependencies=keyed, responses=refused)
+    api.include_router(system.router, prefix=PREFIX, dependencies=keyed, responses=refused)
     with_place = [*keyed, Depends(admitted)]
-    api.include_router(face.router, prefix=PREFIX, dependencies=with_place)
-    api.include_router(compare.router, prefix=PREFIX, dependencies=with_place)
-    for resource in (collections, persons, faces, enrol_batch, search):
-        api.include_router(resource.router, prefix=PREFIX, dependencies=keyed)
-    for resource in (photo_upload, photos, photo_files):
-        api.include_router(resource.router, prefix=PREFIX, dependencies=keyed)
+    api.include_router(face.router, prefix=PREFIX, dependencies=with_place, responses=refused)
+    api.include_router(compare.router, prefix=PREFIX, dependencies=with_place, responses=refused)
+    for resource in (collections, persons, faces, enrol_batch, search, do_not_recognise, exports):
+        api.include_router(resource.router, prefix=PREFIX, dependencies=keyed, responses=refused)
+    library = (photo_upload, photo_scan, photo_months, photos, photo_search, photo_files, stored_files, library_faces,
+               library_persons, face_decisions, review, journal, jobs)  # fmt: skip
+    for resource in library:
+        api.include_router(resource.router, prefix=PREFIX, dependencies=keyed, responses=refused)
         api.include_router(resource.router, prefix=FORMER_PREFIX, dependencies=keyed, include_in_schema=False)
+    for resource in (keys, audit):
+        api.include_router(resource.router, prefix=PREFIX, dependencies=keyed, responses=refused)
     # Addressed by signature.
     api.include_router(objects.router, prefix=PREFIX)
     add_docs(api)
+    add_web(api)
     api.add_exception_handler(Replayed, on_replayed)
     api.add_exception_handler(KinlensError, _on_kinlens_error)
     api.add_exception_handler(HTTPException, _on_http_exception)
@@ -110,10 +154,16 @@ def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
                 "Accept-Ranges",
                 "Content-Range",
                 "Content-Disposition",
+                "RateLimit",
+                "RateLimit-Policy",
             ],
         )
     # Outermost: everything below it, CORS answers included, carries the request id.
-    api.add_middleware(RequestEdge, echo_request_id=echo_request_id)
+    api.add_middleware(RequestEdge, echo_request_id=echo_request_id, outlets=services.telemetry.outlets)
+    # And its 500s the headers of all answers.
+    api.add_middleware(AnswerEdge, audit=services.access.audit, cors=bool(services.settings.cors_origins))
+    # Around it: it sees what became of every request.
+    api.add_middleware(RequestObserver, telemetry=services.telemetry, log_from_s=services.settings.log_requests_s)
     return api
 
 
@@ -121,16 +171,20 @@ def create_api(services: Services, *, echo_request_id: bool = True) -> FastAPI:
 async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
     services: Services = api.state.services
     await services.gallery.housekeeping.start()
+    services.access.start()
     yield
+    await services.access.close()
     await services.gallery.close()
+    await asyncio.to_thread(services.telemetry.outlets.close)
 
 
 class RequestEdge:
     """Gives each request an id and turns what nobody caught into a 500 without a traceback."""
 
-    def __init__(self, app: ASGIApp, echo_request_id: bool) -> None:
+    def __init__(self, app: ASGIApp, echo_request_id: bool, outlets: Outlets) -> None:
         self._app = app
         self._echo = echo_request_id
+        self._outlets = outlets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -153,13 +207,15 @@ class RequestEdge:
         except ClientGone:
             if not started:
                 await Response(status_code=_CLIENT_CLOSED_REQUEST)(scope, receive, send_with_id)
-        except Exception:
+        except Exception as error:
             # The last border before the client: log everything, tell nothing.
-            logger.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            logger.exception("request %s failed: %s %s", request_id, scope["method"], ascii(scope["path"]))
+            self._outlets.report(error, request_id=request_id, route=route_template(scope))
             if started:
                 raise
-            error = InternalError("The request failed for a reason that is ours. It is logged under its request id.")
-            await problem_response(error, request_id)(scope, receive, send_with_id)
+            told = InternalError("The request failed for a reason that is ours. It is logged under its request id.")
+            scope["state"]["problem"] = told
+            await problem_response(told, request_id)(scope, receive, send_with_id)
 
 
 def _request_id(scope: Scope) -> str:
@@ -176,6 +232,12 @@ async def _on_kinlens_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, KinlensError)
     if error.status >= 500:
         logger.warning("request %s: %s: %s", request.state.request_id, error.code, error.detail)
+    return _problem(request, error)
+
+
+def _problem(request: Request, error: KinlensError) -> Response:
+    # For the log line and the counters.
+    request.state.problem = error
     return problem_response(error, request.state.request_id)
 
 
@@ -190,7 +252,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         translated = MethodNotAllowed("The method is not allowed at this address.", allowed=allowed)
     else:
         translated = PayloadError("The request cannot be read.")
-    response = problem_response(translated, request.state.request_id)
+    response = _problem(request, translated)
     if isinstance(translated, MethodNotAllowed) and translated.details["allowed"]:
         response.headers["Allow"] = str(translated.details["allowed"])
     return response
@@ -201,4 +263,4 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     problems: list[JsonValue] = [
         {"field": ".".join(str(part) for part in entry["loc"]), "message": str(entry["msg"])} for entry in error.errors()[:10]
     ]
-    return problem_response(InvalidRequest("The request is not valid.", errors=problems), request.state.request_id)
+    return _problem(request, InvalidRequest("The request is not valid.", errors=problems))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Annotated
@@ -12,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from serve_app.attributes import AgeEstimate, Attribute, ClassEstimate, FaceAttributes
 from serve_app.faces import FaceQuality
 from serve_app.services.analysis import Analyzed, AnalyzeOptions
+from serve_app.services.review import Reason
 
 
 class Action(StrEnum):
@@ -93,6 +95,13 @@ class ExposureAnswer(_Answer):
     underexposed: float = Field(description="Share of black pixels.")
 
 
+class QualityReasonAnswer(_Answer):
+    metric: str = Field(description="What was measured.", examples=["yaw_deg"])
+    value: float | str = Field(examples=[49.0])
+    limit: float | str = Field(examples=[40.0])
+    message: str = Field(examples=["The face is turned 49 degrees to the side; 40 are accepted."])
+
+
 class QualityAnswer(_Answer):
     """Measured on the aligned face; docs/accuracy.md says how and how well."""
 
@@ -102,6 +111,11 @@ class QualityAnswer(_Answer):
     exposure: ExposureAnswer
     occlusion: str = Field(description="NONE, LOW, MEDIUM or HIGH.", examples=["NONE"])
     occlusion_score: float = Field(description="0 to 1.")
+    reasons: list[QualityReasonAnswer] | None = Field(
+        None,
+        description="Why enrolment would refuse the face by its default limits; empty where it would not. null where nobody"
+        " asked: only verify-face and analyze-face-advanced tell.",
+    )
 
 
 class AttributesAnswer(_Answer):
@@ -122,19 +136,22 @@ class UnavailableAnswer(_Answer):
 UnavailableList = Annotated[list[UnavailableAnswer], Field(description="What was asked for and cannot be had, and why.")]
 
 
-def attributes_of(face: FaceAttributes) -> AttributesAnswer:
+Review = Callable[[FaceQuality], list[Reason]]
+
+
+def attributes_of(face: FaceAttributes, review: Review | None = None) -> AttributesAnswer:
     return AttributesAnswer(
         age=_age_of(face.age),
         gender=_class_of(face.gender),
         emotion=_class_of(face.emotion),
         race=_class_of(face.race),
-        quality=_quality_of(face.quality),
+        quality=_quality_of(face.quality, review),
     )
 
 
-def attributes_at(analyzed: Analyzed | None, index: int) -> AttributesAnswer | None:
+def attributes_at(analyzed: Analyzed | None, index: int, review: Review | None = None) -> AttributesAnswer | None:
     """Of the face at `index`; None where nothing was asked for, or the face is beyond the analyzed ones."""
-    return attributes_of(analyzed.faces[index]) if analyzed and index < len(analyzed.faces) else None
+    return attributes_of(analyzed.faces[index], review) if analyzed and index < len(analyzed.faces) else None
 
 
 def unavailable_of(*parts: Analyzed | None) -> list[UnavailableAnswer]:
@@ -161,7 +178,7 @@ def _class_of(estimate: ClassEstimate | None) -> ClassAnswer | None:
     )
 
 
-def _quality_of(quality: FaceQuality | None) -> QualityAnswer | None:
+def _quality_of(quality: FaceQuality | None, review: Review | None) -> QualityAnswer | None:
     if quality is None:
         return None
     values = asdict(quality)
@@ -172,4 +189,10 @@ def _quality_of(quality: FaceQuality | None) -> QualityAnswer | None:
         exposure=ExposureAnswer(**{name: values[name] for name in ExposureAnswer.model_fields}),
         occlusion=quality.occlusion.value,
         occlusion_score=quality.occlusion_score,
+        reasons=None
+        if review is None
+        else [
+            QualityReasonAnswer(metric=one.metric, value=one.value, limit=one.limit, message=one.message)
+            for one in review(quality)
+        ],
     )

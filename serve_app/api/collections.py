@@ -8,13 +8,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from serve_app.api.cursors import decode_cursor, encode_cursor
-from serve_app.api.deps import ServicesDep, answer, read_request
+from serve_app.api.deps import CallerDep, ServicesDep, answer, read_request
 from serve_app.api.openapi import json_body, problems
 from serve_app.api.person_answers import CollectionAnswer, CollectionPage, ContractAnswer, ReceiptAnswer, SizedCollectionAnswer
 from serve_app.api.person_fields import CollectionChangeFields, CollectionFields
 from serve_app.api.writes import READ_ERRORS, WRITE_ERRORS, idempotency_header, once
-from serve_app.errors import AlreadyExists, EmbeddingModelMismatch, InvalidCursor
-from serve_app.people import Collection, CollectionSize
+from serve_app.errors import AlreadyExists, EmbeddingModelMismatch, Forbidden, InvalidCursor
+from serve_app.identity.people import Collection, CollectionSize
 from serve_app.services.collections import NewCollection
 from serve_app.services.erasure import Receipt
 
@@ -28,25 +28,27 @@ _write = [Depends(idempotency_header)]
     response_model=CollectionAnswer,
     summary="Make a collection",
     dependencies=_write,
-    responses=problems(*WRITE_ERRORS, AlreadyExists, EmbeddingModelMismatch),
+    responses=problems(*WRITE_ERRORS, Forbidden, AlreadyExists, EmbeddingModelMismatch),
     openapi_extra=json_body(CollectionFields, {"id": "employees", "name": "Employees"}),
 )
-async def create_collection(request: Request, services: ServicesDep) -> Response:
+async def create_collection(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Pins the embedding model that is loaded: only its embeddings are ever put in or compared."""
     fields = await read_request(request, services, CollectionFields)
     new = NewCollection(fields.id or f"c{secrets.token_hex(8)}", fields.name, fields.metadata, fields.embedding_model)
+    if not caller.reaches(new.id):
+        raise Forbidden("The API key is limited to other collections.")
     created = await services.gallery.collections.create(new, once(request, services, fields, collection_answer, 201, new.id))
     return answer(collection_answer(created), 201)
 
 
 @router.get("", response_model=CollectionPage, summary="List collections", responses=problems(*READ_ERRORS, InvalidCursor))
 async def list_collections(
-    services: ServicesDep, limit: Annotated[int, Query(ge=1, le=1000)] = 100, cursor: str | None = None
+    services: ServicesDep, caller: CallerDep, limit: Annotated[int, Query(ge=1, le=1000)] = 100, cursor: str | None = None
 ) -> Response:
-    """Ordered by id."""
+    """Ordered by id; those that the key is for."""
     key = services.secrets.cursors
     after = None if cursor is None else decode_cursor(key, "collections", cursor)
-    found = await services.gallery.collections.page(after, limit + 1)
+    found = await services.gallery.collections.page(after, limit + 1, caller.collections)
     items, more = found[:limit], len(found) > limit
     return answer(
         CollectionPage(

@@ -12,9 +12,9 @@ from serve_app.errors import InvalidCursor
 _SIGNATURE_BYTES = 16
 
 
-def derive_key(secret: str, purpose: str) -> bytes:
+def derive_key(secret: bytes, purpose: str) -> bytes:
     """A key of its own for each purpose, from one secret: HMAC-SHA256 as the expand step of RFC 5869 does with one block."""
-    return hmac.digest(secret.encode(), f"kinlens {purpose}".encode() + b"\x01", hashlib.sha256)
+    return hmac.digest(secret, f"kinlens {purpose}".encode() + b"\x01", hashlib.sha256)
 
 
 def encode_cursor(key: bytes, listing: str, position: str) -> str:

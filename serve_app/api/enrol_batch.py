@@ -12,8 +12,9 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from serve_app.access import Scope
 from serve_app.api.batch import Batch, Source, add_all, batch_response, picture
-from serve_app.api.deps import Services, ServicesDep, admitted
+from serve_app.api.deps import Services, ServicesDep, admitted, caller_of
 from serve_app.api.faces import ENROL_ERRORS
 from serve_app.api.forms import validate
 from serve_app.api.openapi import problems, request_body
@@ -45,7 +46,9 @@ class EnrolBatch(Batch[EnrolBatchItem, BatchPersonFields]):
         self._persons: defaultdict[UUID | str | None, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._collection_id = collection_id
         self._fields = fields
-        self._options = EnrolOptions(FaceChoice(fields.face), fields.detection_threshold, fields.review)
+        self._options = EnrolOptions(
+            FaceChoice(fields.face), fields.detection_threshold, fields.review, caller_of(request).may(Scope.READ)
+        )
 
     async def run(self, index: int, source: Source[BatchPersonFields]) -> EnrolBatchItem:
         entry = self._entry(index, source)

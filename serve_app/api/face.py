@@ -49,6 +49,7 @@ from serve_app.errors import (
 from serve_app.faces import ALL_FACES, DetectionOptions, Detections
 from serve_app.services.analysis import Analyzed, AnalyzeOptions, require_answer
 from serve_app.services.pipeline import ExtractOptions
+from serve_app.services.review import ReviewLimits, review_quality
 
 router = APIRouter(prefix="/face", tags=["face"])
 
@@ -180,7 +181,8 @@ async def _find(
         crops=ALL_FACES if fields.return_crops else 0,
     )
     found, analyzed = await services.pipeline.analyze(image, options, wanted)
-    faces = await _faces(found, analyzed, fields.return_crops)
+    limits = ReviewLimits().for_detector(services.model.detector.family)
+    faces = await _faces(found, analyzed, fields.return_crops, limits)
     answered = VerifyFaceAnswer(
         face_detected=bool(faces),
         confidence=max((face.detection_score for face in faces), default=0.0),
@@ -193,12 +195,14 @@ async def _find(
     return answered, analyzed
 
 
-async def _faces(found: Detections, analyzed: Analyzed | None, with_crops: bool) -> list[Face]:
+async def _faces(found: Detections, analyzed: Analyzed | None, with_crops: bool, limits: ReviewLimits) -> list[Face]:
+    def answer_of(index: int) -> Face:
+        face = found.face(index)
+        attributes = attributes_at(analyzed, index, lambda quality: review_quality(quality, face.detection_score, limits))
+        return face_of(face, found.crops[index] if with_crops else None, attributes)
+
     def answers() -> list[Face]:
-        return [
-            face_of(found.face(index), found.crops[index] if with_crops else None, attributes_at(analyzed, index))
-            for index in range(len(found))
-        ]
+        return [answer_of(index) for index in range(len(found))]
 
     # A millisecond of PNG a face would hold up everybody else's requests.
     return await asyncio.to_thread(answers) if with_crops else answers()

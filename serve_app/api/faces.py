@@ -12,9 +12,10 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
+from serve_app.access import Scope
 from serve_app.api.collections import receipt_answer
 from serve_app.api.cursors import decode_cursor, encode_cursor
-from serve_app.api.deps import Services, ServicesDep, admitted, answer, bounded, read_request
+from serve_app.api.deps import CallerDep, Services, ServicesDep, admitted, answer, bounded, caller_of, read_request
 from serve_app.api.forms import decode_base64
 from serve_app.api.openapi import json_body, problems, request_body
 from serve_app.api.person_answers import (
@@ -44,6 +45,7 @@ from serve_app.errors import (
     LowQualityFace,
     ModelUnavailable,
     MultipleFaces,
+    MustNotBeRecognised,
     NoFaceDetected,
     NotFound,
     ObjectStoreUnavailable,
@@ -51,7 +53,7 @@ from serve_app.errors import (
     UnlikePerson,
     UnsupportedImage,
 )
-from serve_app.people import StoredFace
+from serve_app.identity.people import StoredFace
 from serve_app.services.enrolment import ITEM_ERRORS, Enrolled
 from serve_app.services.enrolment_review import EnrolOptions, Item
 from serve_app.services.pipeline import FaceChoice
@@ -102,7 +104,9 @@ async def enrol(collection_id: str, person_id: UUID, request: Request, services:
         return enrol_answer(enrolled, services.model.embedding_model, request.state.request_id)
 
     async def work() -> Response:
-        options = EnrolOptions(FaceChoice(fields.face), fields.detection_threshold, fields.review)
+        options = EnrolOptions(
+            FaceChoice(fields.face), fields.detection_threshold, fields.review, caller_of(request).may(Scope.READ)
+        )
         write = once(request, services, fields, render, 201)
         enrolled = await services.gallery.enrolment.enrol(
             collection_id, person_id, await _items(fields, services), options, write
@@ -231,15 +235,18 @@ async def get_image(
     response_model=StoredFaceAnswer,
     summary="Move a face to another person",
     dependencies=_write,
-    responses=problems(*WRITE_ERRORS),
+    responses=problems(*WRITE_ERRORS, MustNotBeRecognised),
     openapi_extra=json_body(MoveFields, {"person_id": "01936f2e-7c1a-7d43-9a51-6f0c2b8e4d17"}),
 )
-async def move_face(collection_id: str, face_id: UUID, request: Request, services: ServicesDep) -> Response:
-    """Of the same collection. From then on the face is found under its new person."""
+async def move_face(collection_id: str, face_id: UUID, request: Request, services: ServicesDep, caller: CallerDep) -> Response:
+    """Of the same collection. From then on the face is found under its new person. In the photo library it is a decision like
+    `POST /faces/{face_id}/assign-person`, in the journal and to be undone."""
     fields = await read_request(request, services, MoveFields)
-    moved = await services.gallery.people.move_face(
-        collection_id, face_id, fields.person_id, once(request, services, fields, face_answer, 200)
-    )
+    write = once(request, services, fields, face_answer, 200)
+    if collection_id == services.settings.library_collection:
+        moved = await services.gallery.deciding.move(face_id, fields.person_id, caller.actor, write)
+    else:
+        moved = await services.gallery.people.move_face(collection_id, face_id, fields.person_id, write)
     return answer(face_answer(moved))
 
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
@@ -17,7 +18,15 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
-from serve_app.errors import InvalidImage, InvalidRequest, JsonValue, PayloadError, PayloadTooLarge, UnsupportedMedia
+from serve_app.errors import (
+    DeadlineExceeded,
+    InvalidImage,
+    InvalidRequest,
+    JsonValue,
+    PayloadError,
+    PayloadTooLarge,
+    UnsupportedMedia,
+)
 
 FieldValue: TypeAlias = JsonValue | bytes | list[bytes]
 """bytes only for uploaded files, a list of them for a field that takes many."""
@@ -30,6 +39,9 @@ _MAX_PART_HEADERS_BYTES = 8 << 10
 _INLINE_BYTES = 256 << 10
 """JSON and base64 above this are parsed on a thread, so that they do not hold up other requests."""
 _MAX_REPORTED_ERRORS = 10
+_SLOW_BODY_S = 10.0
+"""So long a body may hardly come, a change of radio cells included; beyond that it has to come at `_LEAST_BYTES_PER_S`."""
+_LEAST_BYTES_PER_S = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,20 +171,31 @@ def media_type(request: Request) -> str:
 
 
 async def stream_body(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-    """The body's chunks. Raises PayloadTooLarge as soon as it is known, before the rest is read."""
+    """The body's chunks. Raises PayloadTooLarge as soon as it is known, before the rest is read, and DeadlineExceeded where
+    the client sends hardly anything: it holds a place that others wait for."""
     too_large = PayloadTooLarge(f"The request body is over the limit of {max_bytes} bytes.", max_bytes=max_bytes)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large
-    received = 0
+    received, waited_s = 0, 0.0
+    chunks = request.stream()
     try:
-        async for chunk in request.stream():
+        while True:
+            begun = time.monotonic()
+            async with asyncio.timeout(_SLOW_BODY_S + received / _LEAST_BYTES_PER_S - waited_s):
+                chunk = await anext(chunks, None)
+            if chunk is None:
+                return
+            # Not what the reader took: a batch is read as fast as it is worked off.
+            waited_s += time.monotonic() - begun
             received += len(chunk)
             if received > max_bytes:
                 raise too_large
             yield chunk
     except ClientDisconnect as error:
         raise asyncio.CancelledError from error
+    except TimeoutError as error:
+        raise DeadlineExceeded("The request body comes too slowly.", least_bytes_per_s=_LEAST_BYTES_PER_S) from error
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:

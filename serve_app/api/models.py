@@ -8,6 +8,7 @@ from serve_app.api.attribute_schemas import UnavailableAnswer
 from serve_app.api.deps import ServicesDep, answer
 from serve_app.api.openapi import problems
 from serve_app.api.schemas import AttributeModelAnswer, LoadedModel, ModelAccuracy, ModelFile, ModelsAnswer, ModelThresholds
+from serve_app.api.semantic_schemas import semantic_answer
 from serve_app.attributes import AttributeModel
 from serve_app.errors import Unauthorized
 from serve_app.services.models import FileInfo
@@ -44,7 +45,8 @@ async def models(services: ServicesDep) -> Response:
             UnavailableAnswer(attribute=attribute, reason=reason) for attribute, reason in info.missing_attributes.items()
         ],
     )
-    return answer(ModelsAnswer(loaded=loaded, available_packs=list(info.available_packs)))
+    semantic = semantic_answer(info.semantic)
+    return answer(ModelsAnswer(loaded=loaded, available_packs=list(info.available_packs), semantic=semantic))
 
 
 def _file(info: FileInfo) -> ModelFile:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from serve_app.api.deps import ServicesDep
 from serve_app.api.openapi import problems
 from serve_app.api.streams import stream_object
-from serve_app.errors import NotFound, ObjectStoreUnavailable
+from serve_app.errors import DatabaseUnavailable, InvalidRequest, NotFound, ObjectStoreUnavailable
 from serve_app.storage.local_objects import LocalObjectStore
 
 router = APIRouter(tags=["objects"])
@@ -19,7 +19,8 @@ router = APIRouter(tags=["objects"])
     "/objects/{key:path}",
     response_class=Response,
     summary="A stored picture by its signed address",
-    responses=problems(NotFound, ObjectStoreUnavailable) | {200: {"content": {"image/*": {}}}},
+    responses=problems(InvalidRequest, NotFound, DatabaseUnavailable, ObjectStoreUnavailable)
+    | {200: {"content": {"image/*": {}}}},
 )
 async def get_object(
     key: str,
@@ -30,6 +31,7 @@ async def get_object(
 ) -> Response:
     """Needs no key: the signature in the address is one, for this object, until it expires."""
     store = services.gallery.objects
+    await services.secrets.ready()
     if not isinstance(store, LocalObjectStore) or not store.verify_signature(key, expires, signature):
         # One answer for a wrong signature, an expired one and a missing object: nothing to learn by trying.
         raise NotFound("There is nothing at this address, or it has expired.")

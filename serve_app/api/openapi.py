@@ -83,9 +83,10 @@ def _as_text(value: dict[str, Any]) -> dict[str, Any]:
     return {"type": "string", **kept}
 
 
-def json_body(model: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
+def json_body(model: type[BaseModel], example: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
     """`openapi_extra` for a JSON body; forms are read as well, but nobody needs to be told."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _schema(model), "example": example}}}}
+    content = {"application/json": {"schema": _schema(model), "example": example}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:

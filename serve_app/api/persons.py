@@ -11,14 +11,14 @@ from pydantic import BaseModel, Field
 
 from serve_app.api.collections import receipt_answer
 from serve_app.api.cursors import decode_cursor, encode_cursor
-from serve_app.api.deps import ServicesDep, answer, read_request
+from serve_app.api.deps import CallerDep, ServicesDep, answer, read_request
 from serve_app.api.forms import validate
 from serve_app.api.openapi import json_body, problems
 from serve_app.api.person_answers import PersonAnswer, PersonPage, ReceiptAnswer
 from serve_app.api.person_fields import ExternalId, Metadata, Name, PersonChangeFields, PersonFields, PersonIdsFields
 from serve_app.api.writes import READ_ERRORS, WRITE_ERRORS, idempotency_header, once
 from serve_app.errors import AlreadyExists, InvalidCursor
-from serve_app.people import Person
+from serve_app.identity.people import Person
 from serve_app.services.people import PersonQuery
 from serve_app.storage.persons import PersonChange
 
@@ -89,13 +89,17 @@ async def get_person(collection_id: str, person_id: UUID, services: ServicesDep)
     responses=problems(*WRITE_ERRORS, AlreadyExists),
     openapi_extra=json_body(PersonChangeFields, {"name": "Anna Meier"}),
 )
-async def change_person(collection_id: str, person_id: UUID, request: Request, services: ServicesDep) -> Response:
-    """Name, external_id and metadata; what is not given stays."""
+async def change_person(
+    collection_id: str, person_id: UUID, request: Request, services: ServicesDep, caller: CallerDep
+) -> Response:
+    """Name, external_id and metadata; what is not given stays. In the photo library it can be undone: see the journal."""
     fields = await read_request(request, services, PersonChangeFields)
     change = PersonChange(fields.name, fields.metadata, fields.external_id)
-    person = await services.gallery.people.update(
-        collection_id, person_id, change, once(request, services, fields, person_answer, 200)
-    )
+    write = once(request, services, fields, person_answer, 200)
+    if collection_id == services.settings.library_collection:
+        person = await services.gallery.deciding.update(person_id, change, caller.actor, write)
+    else:
+        person = await services.gallery.people.update(collection_id, person_id, change, write)
     return answer(person_answer(person))
 
 

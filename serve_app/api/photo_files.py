@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from serve_app.api.accept import thumbnail_format
-from serve_app.api.deps import ServicesDep, bounded
+from serve_app.api.deps import Services, ServicesDep, bounded
 from serve_app.api.openapi import problems
 from serve_app.api.streams import ALWAYS_ASKED, NEVER_A_PAGE, content_disposition, matches, signed_url, stream_object
 from serve_app.api.writes import READ_ERRORS
@@ -21,18 +21,19 @@ from serve_app.errors import (
     ObjectStoreUnavailable,
     UnsupportedImage,
 )
+from serve_app.services.thumbnails import Kept
 
 router = APIRouter(prefix="/photos", tags=["photos"])
 
-_NOT_MODIFIED = {304: {"description": "The client has it already (`If-None-Match`)."}}
-_THUMBNAIL_ERRORS = (InvalidImage, ImageTooLarge, UnsupportedImage, ModelUnavailable, ObjectStoreUnavailable, DeadlineExceeded)
+NOT_MODIFIED = {304: {"description": "The client has it already (`If-None-Match`)."}}
+THUMBNAIL_ERRORS = (InvalidImage, ImageTooLarge, UnsupportedImage, ModelUnavailable, ObjectStoreUnavailable, DeadlineExceeded)
 
 
 @router.get(
     "/{photo_id}/image",
     response_class=Response,
     summary="The picture of a photo",
-    responses=problems(*READ_ERRORS, ObjectStoreUnavailable) | _NOT_MODIFIED | {200: {"content": {"image/*": {}}}},
+    responses=problems(*READ_ERRORS, ObjectStoreUnavailable) | NOT_MODIFIED | {200: {"content": {"image/*": {}}}},
 )
 async def get_image(
     photo_id: UUID,
@@ -53,8 +54,8 @@ async def get_image(
     "/{photo_id}/thumbnail",
     response_class=Response,
     summary="A smaller copy of a photo",
-    responses=problems(*READ_ERRORS, *_THUMBNAIL_ERRORS)
-    | _NOT_MODIFIED
+    responses=problems(*READ_ERRORS, *THUMBNAIL_ERRORS)
+    | NOT_MODIFIED
     | {200: {"content": {"image/avif": {}, "image/webp": {}, "image/jpeg": {}}}},
 )
 async def get_thumbnail(
@@ -67,10 +68,15 @@ async def get_thumbnail(
 
     AVIF or WebP for clients whose `Accept` header names them, else JPEG.
     """
-    thumbnails = services.gallery.thumbnails
-    thumbnail = await thumbnails.find(photo_id, size, thumbnail_format(request.headers.get("accept")))
+    image_format = thumbnail_format(request.headers.get("accept"))
+    thumbnail = await services.gallery.thumbnails.find(photo_id, size, image_format)
+    return await thumbnail_response(thumbnail, request, services)
+
+
+async def thumbnail_response(thumbnail: Kept, request: Request, services: Services) -> Response:
+    """A thumbnail, made if need be, unless the client has it already."""
     headers = {"ETag": thumbnail.etag, "Cache-Control": ALWAYS_ASKED, "Vary": "Accept", **NEVER_A_PAGE}
     if matches(request.headers.get("if-none-match"), thumbnail.etag):
         return Response(status_code=304, headers=headers)
-    data = await bounded(request, thumbnails.get(thumbnail), services.settings.worker_timeout)
+    data = await bounded(request, services.gallery.thumbnails.get(thumbnail), services.settings.worker_timeout)
     return Response(data, media_type=thumbnail.content_type, headers=headers)

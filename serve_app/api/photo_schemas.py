@@ -8,10 +8,10 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from serve_app import photo_names
 from serve_app.api.person_fields import Moment
 from serve_app.api.schemas import MOST_IMAGES, Answer, Problem, RequestModel, bounded_list, json_text
-from serve_app.photo_names import MAX_TAGS
+from serve_app.text import photo_names
+from serve_app.text.photo_names import MAX_TAGS
 
 MAX_PERSONS = 100
 """Of a filter."""
@@ -92,6 +92,15 @@ class PhotoFilterFields(RequestModel):
     folder: Folder | None = None
 
 
+class PlaceAnswer(Answer):
+    """As it is written in the file."""
+
+    sublocation: str | None
+    city: str | None
+    state: str | None
+    country: str | None
+
+
 class PhotoAnswer(Answer):
     id: UUID = Field(examples=["01a2016f-e451-7e79-a29b-b57179f56dd8"])
     file_name: str = Field(examples=["IMG_2041.jpg"])
@@ -115,6 +124,10 @@ class PhotoAnswer(Answer):
     latitude: float | None = Field(description="Degrees, WGS 84, north positive.")
     longitude: float | None = Field(description="Degrees, WGS 84, east positive.")
     altitude_m: float | None
+    title: str | None = Field(description="What somebody wrote into the file (XMP, IPTC, EXIF), here and in the next three.")
+    caption: str | None
+    keywords: list[str]
+    place: PlaceAnswer | None
     tags: list[str]
     face_count: int = Field(description="Faces known so far.")
     created_at: datetime
@@ -155,6 +168,15 @@ class PhotoTagsAnswer(Answer):
 class TagAnswer(Answer):
     tag: str = Field(examples=["holiday"])
     photo_count: int
+
+
+class MonthAnswer(Answer):
+    month: str = Field(description="By the clock of the camera where it is known, else UTC.", examples=["2024-08"])
+    photo_count: int
+
+
+class MonthList(Answer):
+    items: list[MonthAnswer]
 
 
 class TagPage(Answer):

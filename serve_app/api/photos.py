@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
@@ -12,23 +11,22 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from serve_app.api.collections import receipt_answer
 from serve_app.api.cursors import decode_cursor, encode_cursor
 from serve_app.api.deps import ServicesDep, answer, read_request
-from serve_app.api.forms import FieldValue, validate
+from serve_app.api.face_schemas import PhotoDetailAnswer, library_face_answer
 from serve_app.api.openapi import json_body, problems
 from serve_app.api.person_answers import ReceiptAnswer
+from serve_app.api.photo_filters import WantedPhotos
 from serve_app.api.photo_schemas import (
-    MAX_PERSONS,
-    MAX_TAGS_WANTED,
     PhotoAnswer,
-    PhotoFilterFields,
     PhotoPage,
     PhotoTagsAnswer,
+    PlaceAnswer,
     TagAnswer,
     TagChangeFields,
     TagPage,
 )
 from serve_app.api.writes import READ_ERRORS, WRITE_ERRORS, idempotency_header, once
-from serve_app.errors import DeadlineExceeded, InvalidCursor, JsonValue
-from serve_app.photos import PersonsMatch, Photo, PhotoFilter, PhotoSort
+from serve_app.errors import DeadlineExceeded, InvalidCursor
+from serve_app.photos import Photo, PhotoSort, PictureTexts
 from serve_app.services.photos import PhotoQuery
 from serve_app.storage.photo_pages import Order, Position
 
@@ -44,61 +42,42 @@ _write = [Depends(idempotency_header)]
 )
 async def list_photos(
     services: ServicesDep,
+    wanted: WantedPhotos,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     cursor: str | None = None,
     sort: PhotoSort = PhotoSort.TAKEN,
     order: Literal["asc", "desc"] = "desc",
-    person_id: Annotated[list[UUID], Query(max_length=MAX_PERSONS, description="Several: see `persons`.")] = [],  # noqa: B006
-    persons: Annotated[
-        PersonsMatch, Query(description="Whether any, all or none of `person_id` must be in a photo.")
-    ] = PersonsMatch.ANY,
-    tag: Annotated[list[str], Query(max_length=MAX_TAGS_WANTED, description="Several: all of them.")] = [],  # noqa: B006
-    untagged: Annotated[bool, Query(description="Only photos without any tag.")] = False,
-    taken_from: Annotated[str | None, Query(description="Only photos taken at or after this.")] = None,
-    taken_to: Annotated[str | None, Query(description="Only photos taken before this.")] = None,
-    folder: Annotated[str | None, Query(description="Only photos of this very folder; empty: of none.")] = None,
 ) -> Response:
     """Newest first unless asked otherwise. All filters must hold. A cursor stays good while photos come and go."""
-    tags: list[JsonValue] = [*tag]
-    given: dict[str, FieldValue] = {"tag": tags, "taken_from": taken_from, "taken_to": taken_to, "folder": folder}
-    fields = validate(PhotoFilterFields, {name: value for name, value in given.items() if value is not None})
-    wanted = PhotoFilter(
-        person_ids=tuple(sorted(set(person_id))),
-        persons=persons,
-        tags=fields.tag,
-        untagged=untagged,
-        taken_from=fields.taken_from,
-        taken_to=fields.taken_to,
-        folder=fields.folder,
-    )
-    others = json.dumps([sort, order, [str(one) for one in wanted.person_ids], persons, untagged])
-    key, listing = services.secrets.cursors, f"photos {fields.model_dump_json()} {others}"
-    after = None if cursor is None else _position(decode_cursor(key, listing, cursor))
+    key, listing = services.secrets.cursors, f"photos {wanted} {sort} {order}"
+    after = None if cursor is None else position_of(decode_cursor(key, listing, cursor))
     query = PhotoQuery(wanted, Order(sort, order == "desc"), after, limit + 1)
     found = await services.gallery.photos.page(query)
     items, more = found[:limit], len(found) > limit
     return answer(
         PhotoPage(
             items=[photo_answer(one) for one in items],
-            next_cursor=encode_cursor(key, listing, _text(items[-1], sort)) if more else None,
+            next_cursor=encode_cursor(key, listing, position_text(items[-1], sort)) if more else None,
         )
     )
 
 
-def _text(photo: Photo, sort: PhotoSort) -> str:
+def position_text(photo: Photo, sort: PhotoSort) -> str:
     moment = photo.taken_at if sort is PhotoSort.TAKEN else photo.created_at
     return f"{moment.isoformat()} {photo.id}"
 
 
-def _position(text: str) -> Position:
+def position_of(text: str) -> Position:
     moment, _, photo_id = text.partition(" ")
     return Position(datetime.fromisoformat(moment), UUID(photo_id))
 
 
-@router.get("/photos/{photo_id}", response_model=PhotoAnswer, summary="A photo", responses=problems(*READ_ERRORS))
+@router.get("/photos/{photo_id}", response_model=PhotoDetailAnswer, summary="A photo", responses=problems(*READ_ERRORS))
 async def get_photo(photo_id: UUID, services: ServicesDep) -> Response:
-    """What is known of it."""
-    return answer(photo_answer(await services.gallery.photos.get(photo_id)))
+    """What is known of it, and the faces in it."""
+    photo, faces = await services.gallery.library_faces.of_photo(photo_id)
+    shown = [library_face_answer(one) for one in faces]
+    return answer(PhotoDetailAnswer(**photo_answer(photo).model_dump(), faces=shown))
 
 
 @router.delete(
@@ -165,6 +144,13 @@ def tags_answer(photo: Photo) -> PhotoTagsAnswer:
     return PhotoTagsAnswer(photo_id=photo.id, tags=list(photo.tags))
 
 
+def _place(texts: PictureTexts) -> PlaceAnswer | None:
+    parts = texts.sublocation, texts.city, texts.state, texts.country
+    if not any(parts):
+        return None
+    return PlaceAnswer(sublocation=parts[0], city=parts[1], state=parts[2], country=parts[3])
+
+
 def photo_answer(photo: Photo) -> PhotoAnswer:
     info = photo.info
     return PhotoAnswer(
@@ -184,6 +170,10 @@ def photo_answer(photo: Photo) -> PhotoAnswer:
         latitude=info.latitude,
         longitude=info.longitude,
         altitude_m=info.altitude_m,
+        title=info.texts.title,
+        caption=info.texts.caption,
+        keywords=list(info.texts.keywords),
+        place=_place(info.texts),
         tags=list(photo.tags),
         face_count=photo.face_count,
         created_at=photo.created_at,

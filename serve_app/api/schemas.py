@@ -18,9 +18,10 @@ from serve_app.api.attribute_schemas import (
     analyze_options,
     attributes_at,
 )
+from serve_app.api.semantic_schemas import SemanticAnswer
 from serve_app.attributes import Attribute
 from serve_app.faces import DetectedFace, Detections, EmbeddedFace, FloatArray, RGBImage
-from serve_app.images import encode_png
+from serve_app.imaging.images import encode_png
 from serve_app.services.analysis import Analyzed, AnalyzeOptions
 from serve_app.services.pipeline import FaceChoice
 
@@ -322,6 +323,7 @@ class LoadedModel(Answer):
 class ModelsAnswer(Answer):
     loaded: LoadedModel
     available_packs: list[str]
+    semantic: SemanticAnswer = Field(description="The image-text model, for photos by what they show.")
 
 
 class HealthAnswer(Answer):

@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Request, Response
 
 from serve_app.api.attribute_schemas import UnavailableAnswer, attributes_at, unavailable_of
-from serve_app.api.deps import ServicesDep, admitted, answer, bounded, read_request
+from serve_app.api.deps import ServicesDep, admitted, answer, bounded, read_request, tell_results
 from serve_app.api.openapi import problems, request_body
 from serve_app.api.person_answers import (
     CandidateAnswer,
@@ -52,7 +52,7 @@ from serve_app.errors import (
     UnsupportedMedia,
 )
 from serve_app.faces import Decision, EmbeddedFace, OperatingPoint
-from serve_app.people import Candidate, SearchFilter
+from serve_app.identity.people import Candidate, SearchFilter
 from serve_app.services.pipeline import Extraction, ExtractOptions, FaceChoice
 from serve_app.services.search import Identification, SearchOptions
 
@@ -82,6 +82,7 @@ async def search(collection_id: str, request: Request, services: ServicesDep) ->
     async def work() -> Response:
         options = SearchOptions(_extract(fields, fields.face), fields.top_k, fields.threshold, _filter(fields.filter))
         found = await services.gallery.search.search(collection_id, await probe_of(fields, services), options)
+        tell_results(request, sum(len(result.candidates) for result in found.results))
         return answer(
             SearchResponse(
                 results=[
@@ -125,6 +126,7 @@ async def identify(collection_id: str, request: Request, services: ServicesDep) 
             threshold=fields.threshold,
             margin=fields.margin,
         )
+        tell_results(request, sum(one.best is not None for one in found.results))
         results = [
             _identity(one, found.point, _face(one.face, found.extraction, index)) for index, one in enumerate(found.results)
         ]
@@ -162,6 +164,7 @@ async def verify(collection_id: str, person_id: UUID, request: Request, services
         probe = await probe_of(fields, services)
         extract = _extract(fields, FaceChoice(fields.face))
         found = await services.gallery.search.verify(collection_id, person_id, probe, extract, fields.threshold)
+        tell_results(request, int(found.candidate is not None))
         return answer(
             VerifyPersonAnswer(
                 decision=_word(found.decision),

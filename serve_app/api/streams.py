@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from serve_app.api.deps import Services
 from serve_app.api.ranges import byte_range
 from serve_app.errors import ImageError, NotFound
-from serve_app.images import sniff
+from serve_app.imaging.images import sniff
 from serve_app.services.enrolment import CONTENT_TYPES
 from serve_app.storage.objects import ObjectMissing
 

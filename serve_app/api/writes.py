@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, TypeVar
 
 from fastapi import Header, Request, Response
 from pydantic import BaseModel
 
-from serve_app.api.deps import FORMER_PREFIX, PREFIX, Services
+from serve_app.api.deps import FORMER_PREFIX, PREFIX, Services, caller_of
 from serve_app.errors import (
     DatabaseUnavailable,
     DeadlineExceeded,
@@ -25,7 +26,7 @@ from serve_app.errors import (
     Unauthorized,
     UnsupportedMedia,
 )
-from serve_app.services.writing import Once
+from serve_app.services.writing import Audited, Once
 from serve_app.storage.idempotency import Replayed, WriteKey
 
 ResultT = TypeVar("ResultT")
@@ -57,9 +58,14 @@ def once(
     def rendered(result: ResultT) -> tuple[int, bytes]:
         return status, render(result).model_dump_json().encode()
 
-    key = _key(request, services)
+    key = _key(request)
+    audited: Audited | None = getattr(request.state, "audited", None)
+    if audited is not None:
+        audited.line = replace(audited.line, status=status)
     return Once(
-        None if key is None else WriteKey(key, _fingerprint(request, fields), collection_id or _collection(request)), rendered
+        None if key is None else WriteKey(key, _fingerprint(request, fields), collection_id or _collection(request)),
+        rendered,
+        audited=audited,
     )
 
 
@@ -76,7 +82,7 @@ def once_per_item(
     def rendered(result: ResultT) -> tuple[int, bytes]:
         return 200, render(result).model_dump_json().encode()
 
-    key = _key(request, services)
+    key = _key(request)
     if key is None:
         return Once(None, rendered)
     fingerprint = hashlib.sha256(_fingerprint(request, None) + item()).digest()
@@ -84,14 +90,14 @@ def once_per_item(
     return Once(WriteKey(item_key, fingerprint, collection_id or _collection(request)), rendered)
 
 
-def _key(request: Request, services: Services) -> bytes | None:
+def _key(request: Request) -> bytes | None:
     given = request.headers.get("idempotency-key")
     if given is None:
         return None
     if not _KEY.fullmatch(given):
         raise InvalidRequest("The Idempotency-Key must be 1 to 255 visible ASCII characters.")
-    # The client's key is part: nobody gets another client's answer.
-    return hashlib.sha256(f"{services.api_key}\n{given}".encode()).digest()
+    # The client's key is part, by its id: nobody gets another client's answer, and a rotation of the key changes nothing.
+    return hashlib.sha256(f"{caller_of(request).id}\n{given}".encode()).digest()
 
 
 def _collection(request: Request) -> str | None:

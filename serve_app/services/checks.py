@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from serve_app.errors import NotFound, Overloaded
 from serve_app.faces import FloatArray
-from serve_app.people import Collection, SearchFilter
-from serve_app.storage import checks, collections, maintenance, search
+from serve_app.identity.people import Collection, SearchFilter
+from serve_app.storage import checks, collections, maintenance, photo_embeddings, photo_words, search
 from serve_app.storage.checks import Mismatches
 from serve_app.storage.database import Connection
 from serve_app.storage.maintenance import IndexState
+from serve_app.storage.photo_words import WordMismatches
 
 TOP_K = 10
 MIN_PERSON_RECALL = 0.95
@@ -71,7 +72,8 @@ class CollectionReport:
 async def check_collection(
     connection: Connection, collection: Collection, sample: int, progress: Callable[[int, int], None]
 ) -> CollectionReport:
-    """Searches for `sample` of its faces both ways, which takes as long as so many searches that read every face.
+    """Searches for `sample` of its faces both ways, which takes as long as so many searches that read every face; and reads
+    the texts of as many photos again.
     `progress`: how many of how many are done. Give a dedicated connection."""
     rows = await checks.mismatches(connection, collection)
     state = await maintenance.index_state(connection, collection)
@@ -79,8 +81,12 @@ async def check_collection(
     persons, index = await _measure(connection, collection, [face for _, face in faces], state.index_valid is True, progress)
     fresh = None if state.index_bytes is None else checks.fresh_index_bytes(state.templates, collection.contract.dim)
     leftovers = await checks.invalid_indexes(connection, collection)
+    orphans = await photo_embeddings.orphans(connection, collection)
+    words = await photo_words.mismatches(connection, collection, sample)
     findings = (
         *_row_findings(rows),
+        *_word_findings(words),
+        *_orphan_findings(orphans),
         *_index_findings(collection, state, fresh, leftovers),
         *_recall_findings(persons, index),
     )
@@ -174,8 +180,25 @@ def _row_findings(rows: Mismatches) -> list[Finding]:
         (rows.pictures_of_nothing, "pictures belong to no face and no photo: they should have been erased"),
         (rows.photos_of_another_collection, "photos belong to another collection than their picture or their tags"),
         (rows.photos_with_wrong_tag_count, "photos count their tags wrong: the list of untagged photos is not true"),
+        (rows.jobs_with_wrong_counts, "jobs count their items wrong: they end too early, or never"),
     )
     return [Finding(f"{count:,} {text}.") for count, text in described if count]
+
+
+def _word_findings(words: WordMismatches) -> list[Finding]:
+    described = (
+        (words.missing, "photos have no words: text search does not find them"),
+        (words.misplaced, "photos are another collection's, picture's or date's to text search than they are"),
+        (words.outdated, f"of {words.sampled:,} photos are found by other words than theirs"),
+        (words.unknown_words, f"words of {words.sampled:,} photos are not in the vocabulary: misspelt, they are not found"),
+        (words.unused_words, "words of the vocabulary are no photo's: they should have been erased with it"),
+    )
+    return [Finding(f"{count:,} {text}.") for count, text in described if count]
+
+
+def _orphan_findings(orphans: int) -> list[Finding]:
+    detail = f"{orphans:,} embeddings of photos have no photo: they should have been erased with it."
+    return [Finding(detail)] if orphans else []
 
 
 def _index_findings(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from serve_app.errors import AlreadyExists, EmbeddingModelMismatch, NotFound
-from serve_app.people import Collection, CollectionSize, EmbeddingContract, Metadata
+from serve_app.identity.people import Collection, CollectionSize, EmbeddingContract, Metadata
 from serve_app.services.erasure import Eraser, Receipt
 from serve_app.services.writing import Once
 from serve_app.storage import collections, idempotency
@@ -69,9 +69,10 @@ class Collections:
         async with self._database.connection() as connection:
             check_contract(await collections.get(connection, collection_id), self._contract)
 
-    async def page(self, after: str | None, limit: int) -> list[Collection]:
+    async def page(self, after: str | None, limit: int, only: frozenset[str] | None = None) -> list[Collection]:
+        """`only`: no others; None for all."""
         async with self._database.connection() as connection:
-            return await collections.page(connection, after, limit)
+            return await collections.page(connection, after, limit, only)
 
     async def update(
         self, collection_id: str, name: str | None, metadata: Metadata | None, once: Once[Collection]

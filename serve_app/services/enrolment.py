@@ -22,15 +22,16 @@ from serve_app.errors import (
     PartUnavailable,
 )
 from serve_app.faces import FloatArray, OperatingPoint, parse_embedding
-from serve_app.images import encode_png
-from serve_app.people import Collection, EmbeddingContract, NewFace, NewImage, SearchFilter, StoredFace, new_id
+from serve_app.identity.people import Collection, EmbeddingContract, NewFace, NewImage, SearchFilter, StoredFace, new_id
+from serve_app.imaging.images import encode_png
+from serve_app.jobs import JobKind
 from serve_app.services.collections import check_contract
 from serve_app.services.enrolment_review import EnrolOptions, Item, PreparedItem, RefusedItem, Reviewer
 from serve_app.services.pipeline import ExtractOptions, FacePipeline
 from serve_app.services.review import ReviewLimits
 from serve_app.services.verification import GivenEmbedding
 from serve_app.services.writing import Once
-from serve_app.storage import collections, faces, objects_outbox, persons, search, vectors
+from serve_app.storage import collections, faces, jobs, objects_outbox, persons, photo_faces, search, vectors
 from serve_app.storage.database import Connection, Database
 from serve_app.storage.idempotency import Replayed
 from serve_app.storage.objects import ObjectStore, crop_key, original_key
@@ -92,7 +93,10 @@ class Enrolment:
         point: OperatingPoint | None,
         limits: ReviewLimits,
         max_workers: int,
+        index_again: bool = False,
     ) -> None:
+        """`index_again`: photos of which a face was enrolled, at once."""
+        self._index_again = index_again
         self._pipeline = pipeline
         self._database = database
         self._objects = objects
@@ -271,6 +275,10 @@ class Enrolment:
         await objects_outbox.add(tx, object_keys([face for face in new_faces if face.id not in kept]))
         stored = await faces.insert(tx, collection, person_id, [face for _, face in fresh])
         await vectors.refresh_templates(tx, collection, person_id)
+        # Of a photo of the library the enrolled face may be known already: indexing finds out that it is one.
+        outdated = await photo_faces.outdate(tx, [face.image_id for face in stored if face.image_id is not None])
+        if self._index_again:
+            await jobs.add_automatic(tx, collection, JobKind.FACES, [str(photo_id) for photo_id in outdated])
         return Enrolled(
             person_id,
             [EnrolledFace(one.index, face, one.warnings) for (one, _), face in zip(fresh, stored, strict=True)],

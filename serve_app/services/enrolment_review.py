@@ -9,10 +9,12 @@ from typing import TypeGuard
 
 from serve_app.errors import DuplicateFace, JsonValue, KinlensError, LowQualityFace, ResemblesAnother, UnlikePerson
 from serve_app.faces import EmbeddedFace, FloatArray, OperatingPoint, cosine_similarity
-from serve_app.people import Candidate
+from serve_app.identity.people import Candidate
 from serve_app.services.pipeline import Extraction, FaceChoice
 from serve_app.services.review import ReviewLimits, review_quality
 from serve_app.services.verification import GivenEmbedding
+
+_WHO = ("person_id", "face_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +28,13 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class EnrolOptions:
-    """`face`: the only face of a picture, or its largest. `review`: off enrols what the review would refuse, and says so."""
+    """`face`: the only face of a picture, or its largest. `review`: off enrols what the review would refuse, and says so.
+    `tells_who`: off for those who may not search, who would find out in this way whose a face is."""
 
     face: FaceChoice = FaceChoice.ONLY
     detection_threshold: float | None = None
     review: bool = True
+    tells_who: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +75,17 @@ class Reviewer:
                 refused.append(RefusedItem(one.index, error))
                 continue
             siblings = [cosine_similarity(one.embedding, other.embedding) for other in prepared if other is not one]
-            serious = [
-                problem for problem in (self._review(one), self._duplicate(one), self._resembles(one, siblings)) if problem
-            ]
+            withheld = self._withheld(one)
+            if withheld is not None:
+                refused.append(RefusedItem(one.index, withheld))
+                continue
+            found = (self._review(one), self._duplicate(one), self._resembles(one, siblings))
+            serious = [_told(problem, options) for problem in found if problem]
+            maybe = [_told(problem, options) for problem in self._maybe_known(one, siblings)]
             if serious and options.review:
                 refused.append(RefusedItem(one.index, serious[0]))
                 continue
-            accepted.append(replace(one, warnings=(*serious, *self._maybe_known(one, siblings), *self._unlike(one, siblings))))
+            accepted.append(replace(one, warnings=(*serious, *maybe, *self._unlike(one, siblings))))
         return accepted
 
     def _same(self, one: PreparedItem, other: PreparedItem, options: EnrolOptions) -> bool:
@@ -109,6 +117,12 @@ class Reviewer:
             limit=limit,
             face_id=str(own.face_id),
         )
+
+    def _withheld(self, one: PreparedItem) -> ResemblesAnother | None:
+        """Whatever was asked for: under another name they would be recognised."""
+        if not self._would_match(one.other) or not one.other.withheld:
+            return None
+        return ResemblesAnother("The face matches somebody who must not be recognised.")
 
     def _resembles(self, one: PreparedItem, siblings: Sequence[float]) -> ResemblesAnother | None:
         """Compared with the person's faces and those that come with it. Where there are none, nothing can be said: among
@@ -157,3 +171,9 @@ class Reviewer:
 
     def _would_match(self, other: Candidate | None) -> TypeGuard[Candidate]:
         return other is not None and self._point is not None and other.similarity >= self._point.threshold
+
+
+def _told(error: KinlensError, options: EnrolOptions) -> KinlensError:
+    if options.tells_who or not isinstance(error, ResemblesAnother):
+        return error
+    return ResemblesAnother(error.detail, **{name: error.details[name] for name in error.details if name not in _WHO})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import cast
 
 from serve_app.errors import DatabaseUnavailable, ObjectStoreUnavailable, Overloaded
-from serve_app.people import Erased
+from serve_app.identity.people import Erased
 from serve_app.services.writing import Once
 from serve_app.storage import objects_outbox
 from serve_app.storage.database import Database

@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 import httpcore
 
 from serve_app.errors import ImageTooLarge, ImageUrlFailed, ImageUrlRefused
-from serve_app.images import ImageLimits
+from serve_app.imaging.images import ImageLimits
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})

@@ -13,7 +13,7 @@ from serve_app.storage.database import Database
 from serve_app.storage.objects import ObjectInfo, ObjectStore
 
 _PREFIX = "collections/"
-_OURS = re.compile(r"collections/[0-9]+/(originals|crops|thumbnails)/.+")
+_OURS = re.compile(r"collections/[0-9]+/(originals|crops|thumbnails|face-thumbnails)/.+")
 """What rows name, or belongs to what they name. Anything else is not judged by rows, and left alone: another version's, or
 another program's."""
 _BATCH = 1000

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from serve_app.attributes import Attribute, AttributeModel
 from serve_app.faces import OperatingPoint
+from serve_app.semantic import NOT_SET, NoSemanticModel, SemanticModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class FileInfo:
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """`commercial_use` is None where the licence of the files is unknown. `lfw_accuracy`: 10-fold, of the
-    whole pack; None where nobody measured. `missing_attributes`: why no model answers them."""
+    whole pack; None where nobody measured. `missing_attributes`: why no model answers them.
+    `semantic`: the image-text model."""
 
     pack: str
     title: str
@@ -37,3 +39,4 @@ class ModelInfo:
     available_packs: tuple[str, ...]
     attribute_models: Mapping[Attribute, AttributeModel]
     missing_attributes: Mapping[Attribute, str]
+    semantic: SemanticModel | NoSemanticModel = NOT_SET

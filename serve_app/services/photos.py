@@ -7,13 +7,13 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid4
 
-from serve_app import photo_names
 from serve_app.errors import InvalidRequest, KinlensError, NotFound, ObjectStoreUnavailable, PartUnavailable, UnsupportedImage
-from serve_app.media import Media, recognize
-from serve_app.people import Collection, new_id
+from serve_app.identity.people import Collection, new_id
+from serve_app.imaging.media import Media, recognize
+from serve_app.jobs import ItemWithdrawn, JobKind
 from serve_app.photos import NewPhoto, Photo, PhotoFilter, PictureInfo
 from serve_app.services.collections import Collections
 from serve_app.services.enrolment import CONTENT_TYPES, sha256_of
@@ -21,12 +21,29 @@ from serve_app.services.erasure import Eraser, Receipt
 from serve_app.services.pictures import PictureReader
 from serve_app.services.pipeline import when_free
 from serve_app.services.writing import Once
-from serve_app.storage import collections, faces, idempotency, images, persons, photo_tags, photos, vectors
+from serve_app.storage import (
+    clustering,
+    collections,
+    faces,
+    idempotency,
+    images,
+    job_items,
+    jobs,
+    journal,
+    persons,
+    photo_embeddings,
+    photo_months,
+    photo_tags,
+    photos,
+    vectors,
+)
 from serve_app.storage.database import Connection, Database
 from serve_app.storage.idempotency import Replayed
 from serve_app.storage.objects import ObjectStore, original_key
+from serve_app.storage.photo_months import MonthCount
 from serve_app.storage.photo_pages import Order, Position
 from serve_app.storage.photo_tags import TagCount
+from serve_app.text import photo_names
 
 logger = logging.getLogger("ray.serve")
 
@@ -61,6 +78,27 @@ class Uploaded:
     created: bool
 
 
+class Companion(Protocol):
+    """What comes into the library with a photo, in the same transaction."""
+
+    async def look(self, original: bytes) -> PictureInfo | None:
+        """First of all; what the picture says of itself, where that is found out by the way. Raises CapacityError,
+        PartUnavailable: the photo does not come in either."""
+        ...
+
+    async def prepare(self, collection: Collection) -> None:
+        """Before the transaction. Raises likewise."""
+        ...
+
+    async def keep(self, tx: Connection, collection: Collection, photo: Photo, *, created: bool, fresh: bool) -> None:
+        """`created`: False where somebody else brought the photo in meanwhile; `fresh`: so is its picture."""
+        ...
+
+    def discard(self) -> None:
+        """What was prepared is not needed."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class PhotoQuery:
     """`after`: where the page before ended."""
@@ -82,7 +120,10 @@ class Photos:
         eraser: Eraser,
         pictures: PictureReader,
         collection_id: str,
+        automatic: Sequence[JobKind] = (),
     ) -> None:
+        """`automatic`: jobs that a photo is an item of as soon as it is in the library."""
+        self._automatic = automatic
         self._library = library
         self._database = database
         self._objects = objects
@@ -91,8 +132,9 @@ class Photos:
         self.collection_id = collection_id
         self._under_way: set[asyncio.Task[Any]] = set()
 
-    async def upload(self, new: Upload, once: Once[Uploaded]) -> Uploaded:
-        """Durable when it returns. A picture the library has costs a look-up, whatever it is called now.
+    async def upload(self, new: Upload, once: Once[Uploaded], companion: Companion | None = None) -> Uploaded:
+        """Durable when it returns. A picture the library has costs a look-up, whatever it is called now. `companion`: in
+        place of an automatic job for its faces.
 
         Raises ImageError, Replayed, IdempotencyKeyReused, CapacityError, PartUnavailable.
         """
@@ -104,28 +146,33 @@ class Photos:
         refusal = unsupported(new.data, new.file_name)
         if refusal is not None:
             raise refusal
-        info = await when_free(lambda: self._pictures.inspect(new.data))
+        info = None if companion is None else await companion.look(new.data)
+        if info is None:
+            info = await when_free(lambda: self._pictures.inspect(new.data))
         collection = await self._library.ensure(self.collection_id, COLLECTION_NAME)
-        # Random, so that the key says nothing of when; and never used twice.
-        image_id = uuid4()
-        photo = NewPhoto(
-            id=new_id(),
-            image_id=image_id,
-            object_key=original_key(collection.key, image_id),
-            sha256=digest,
-            size_bytes=len(new.data),
-            file_name=photo_names.file_name(new.file_name) or f"{digest.hex()[:16]}.{_suffix(info.format)}",
-            folder=new.folder,
-            info=info,
-            taken_at=taken_at(info) or new.taken_at,
-        )
-        await self._put(photo, new.data)
+        photo = new_photo(collection, new, digest, info)
+        if companion is not None:
+            await companion.prepare(collection)
+        try:
+            await self._put(photo, new.data)
+        except BaseException:
+            if companion is not None:
+                companion.discard()
+            raise
+        automatic = [kind for kind in self._automatic if companion is None or kind is not JobKind.FACES]
 
         async def work(tx: Connection) -> Uploaded:
             locked = await collections.lock(tx, self.collection_id)
             if locked.key != collection.key:
                 raise NotFound("The library was erased meanwhile; send the photo again.")
-            return Uploaded(*await photos.insert(tx, locked, photo, new.tags))
+            uploaded = Uploaded(*await photos.insert(tx, locked, photo, new.tags))
+            if companion is not None:
+                fresh = uploaded.photo.image_id == photo.image_id
+                await companion.keep(tx, locked, uploaded.photo, created=uploaded.created, fresh=fresh)
+            if uploaded.created:
+                for kind in automatic:
+                    await jobs.add_automatic(tx, locked, kind, [str(photo.id)])
+            return uploaded
 
         async def insert() -> Uploaded:
             try:
@@ -133,8 +180,10 @@ class Photos:
             except PartUnavailable:
                 # The commit may have happened: the object must stay. If it did not, `kinlens gc` finds it.
                 raise
-            except (KinlensError, Replayed):
+            except (KinlensError, Replayed, ItemWithdrawn):
                 await self._discard(photo.object_key)
+                if companion is not None:
+                    companion.discard()
                 raise
 
         # Shielded: of a transaction that is cancelled nobody knows whether it was committed, and whether the object is to
@@ -159,6 +208,12 @@ class Photos:
             if collection is None:
                 return []
             return await photos.page(connection, collection, query.filter, query.order, query.after, query.limit)
+
+    async def months(self, wanted: PhotoFilter) -> list[MonthCount]:
+        """Of all photos that fulfil the filter, the newest first."""
+        async with self._database.connection() as connection:
+            collection = await self._existing(connection)
+            return [] if collection is None else await photo_months.counted(connection, collection, wanted)
 
     async def change_tags(self, photo_id: UUID, add: Sequence[str], remove: Sequence[str], once: Once[Photo]) -> Photo:
         """A tag in both is on it afterwards. Raises InvalidRequest for more tags than a photo may have."""
@@ -194,9 +249,14 @@ class Photos:
             erased = await photos.delete(tx, collection, photo_id, list(found))
             owners = sorted({owner for owner in found.values() if owner is not None})
             templates = sum([await vectors.refresh_templates(tx, collection, owner) for owner in owners])
+            groups = await clustering.remove_empty(tx, collection, owners)
             await idempotency.erase_subjects(tx, [photo_id, image_id, *found])
+            await journal.erase_subjects(tx, collection, found)
+            await job_items.erase_subjects(tx, collection, [str(photo_id)])
             remaining = await photos.remaining_rows(tx, photo_id, image_id)
-            return Receipt.of(replace(erased, templates=templates), remaining)
+            remaining += await photo_embeddings.remaining(tx, collection, photo_id)
+            remaining += await job_items.remaining_subjects(tx, [str(photo_id)])
+            return Receipt.of(replace(erased, persons=groups, templates=templates), remaining)
 
         return await self._eraser.finish(await once.run(self._database, work), once)
 
@@ -225,7 +285,7 @@ class Photos:
         while True:
             await persons.lock(tx, collection, sorted({owner for owner in found.values() if owner is not None}))
             await images.lock(tx, [image_id])
-            now = await faces.of_image(tx, collection, image_id)
+            now = await faces.of_image(tx, collection, image_id, lock=True)
             if set(now.values()) <= set(found.values()):
                 return now
             found = now
@@ -273,6 +333,23 @@ class Photos:
             await self._objects.delete(object_key)
         except ObjectStoreUnavailable:
             logger.warning("an object of a refused upload remains; `kinlens gc` finds it")
+
+
+def new_photo(collection: Collection, upload: Upload, digest: bytes, info: PictureInfo) -> NewPhoto:
+    """Of the picture `upload`, whose SHA-256 is `digest`."""
+    # Random, so that the key says nothing of when; and never used twice.
+    image_id = uuid4()
+    return NewPhoto(
+        id=new_id(),
+        image_id=image_id,
+        object_key=original_key(collection.key, image_id),
+        sha256=digest,
+        size_bytes=len(upload.data),
+        file_name=photo_names.file_name(upload.file_name) or f"{digest.hex()[:16]}.{_suffix(info.format)}",
+        folder=upload.folder,
+        info=info,
+        taken_at=taken_at(info) or upload.taken_at,
+    )
 
 
 def unsupported(data: bytes, file_name: str | None) -> UnsupportedImage | None:

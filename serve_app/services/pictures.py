@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from serve_app.images import ImageLimits
+from serve_app.imaging.images import ImageLimits
+from serve_app.imaging.regions import Region
 from serve_app.photos import PictureInfo, ThumbnailFormat
 
 STORED_LIMITS = ImageLimits(60 << 20, 178_000_000)
@@ -21,4 +22,8 @@ class PictureReader(Protocol):
 
     async def thumbnail(self, image: bytes, side_px: int, image_format: ThumbnailFormat) -> bytes:
         """The picture, encoded anew, its longer side at most `side_px`. Limited by STORED_LIMITS only."""
+        ...
+
+    async def cut(self, image: bytes, region: Region, side_px: int, image_format: ThumbnailFormat) -> bytes:
+        """A square part of the picture, likewise; the square's side at most `side_px`."""
         ...

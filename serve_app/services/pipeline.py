@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Protocol, TypeVar
 
 from serve_app.errors import RETRY_AFTER_S, MultipleFaces, NoFaceDetected, Overloaded
-from serve_app.faces import ALL_FACES, Crops, DetectionOptions, Detections, EmbeddedFace, FloatArray
-from serve_app.images import ImageLimits, check_size, sniff
+from serve_app.faces import ALL_FACES, Crops, DetectionOptions, Detections, EmbeddedFace, FloatArray, blank_crop
+from serve_app.imaging.images import ImageLimits, check_size, sniff
 from serve_app.services.analysis import Analyzed, AnalyzeOptions, FaceAnalysis, analyzed_faces
 
 ResultT = TypeVar("ResultT")
@@ -40,19 +40,20 @@ class FaceChoice(StrEnum):
 @dataclass(frozen=True, slots=True)
 class ExtractOptions:
     """`face`: which faces are embedded. `max_faces`: at most so many, the largest. `threshold`: see DetectionOptions.
-    `quality`: measure that of every embedded face. `analyze`: what else to say of them."""
+    `quality`: measure that of every embedded face. `analyze`: what else to say of them. `info`: see DetectionOptions."""
 
     face: FaceChoice = FaceChoice.LARGEST
     max_faces: int | None = None
     threshold: float | None = None
     quality: bool = False
     analyze: AnalyzeOptions = field(default_factory=AnalyzeOptions)
+    info: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """`faces`: the embedded ones, largest first; never empty. `detections`: all that were found. `analyzed`: None where
-    nothing was asked for."""
+    """`faces`: the embedded ones, largest first. `detections`: all that were found. `analyzed`: None where nothing was asked
+    for."""
 
     detections: Detections
     faces: list[EmbeddedFace]
@@ -67,6 +68,10 @@ class FacePipeline:
         self._embedder = embedder
         self._analysis = analysis
         self._limits = limits
+
+    async def check(self) -> None:
+        """Whether faces can be embedded just now. Raises CapacityError, PartUnavailable."""
+        await self._embedder.embed(blank_crop())
 
     async def detect(self, image: bytes, options: DetectionOptions) -> Detections:
         """All faces of a picture. No face is an empty answer. Raises ImageError, CapacityError, PartUnavailable."""
@@ -87,15 +92,9 @@ class FacePipeline:
         self._analysis.check(analyze)
 
     async def extract(self, image: bytes, options: ExtractOptions) -> Extraction:
-        """Faces with embeddings. Raises NoFaceDetected, MultipleFaces (`FaceChoice.ONLY`) and what `detect` raises."""
-        crops = ALL_FACES if options.face is FaceChoice.ALL else 1
-        plain = DetectionOptions(
-            threshold=options.threshold,
-            max_faces=options.max_faces,
-            crops=crops,
-            qualities=crops if options.quality else 0,
-        )
-        detections = await self.detect(image, self._preparing(plain, options.analyze, crops))
+        """Faces with embeddings; at least one. Raises NoFaceDetected, MultipleFaces (`FaceChoice.ONLY`) and what `detect`
+        raises."""
+        detections = await self._detect_for(image, options)
         if not len(detections):
             raise NoFaceDetected(
                 "No face was detected, upright or turned by 90, 180 and 270 degrees.",
@@ -106,7 +105,29 @@ class FacePipeline:
             raise MultipleFaces(
                 f"{len(detections)} faces were detected where exactly one is expected.", face_count=len(detections)
             )
-        analysis = asyncio.create_task(self._analyzed(detections, options.analyze, crops))
+        return await self._extraction(detections, options)
+
+    async def find(self, image: bytes, options: ExtractOptions) -> Extraction:
+        """As `extract`, for one of many pictures (see `extract_when_free`) that may well show nobody. Raises what `detect`
+        raises."""
+        detections = await when_free(lambda: self._detect_for(image, options))
+        return await when_free(lambda: self._extraction(detections, options))
+
+    async def _detect_for(self, image: bytes, options: ExtractOptions) -> Detections:
+        crops = _crops(options)
+        plain = DetectionOptions(
+            threshold=options.threshold,
+            max_faces=options.max_faces,
+            crops=crops,
+            qualities=crops if options.quality else 0,
+            info=options.info,
+        )
+        return await self.detect(image, self._preparing(plain, options.analyze, crops))
+
+    async def _extraction(self, detections: Detections, options: ExtractOptions) -> Extraction:
+        if not len(detections):
+            return Extraction(detections, [])
+        analysis = asyncio.create_task(self._analyzed(detections, options.analyze, _crops(options)))
         try:
             embeddings = await self._embedder.embed(detections.crops)
             analyzed = await analysis
@@ -140,6 +161,10 @@ class FacePipeline:
         """`extract` for one of many pictures of a call, which would otherwise fail for being one call: it waits while the
         models are overloaded. The caller's time limit ends that."""
         return await when_free(lambda: self.extract(image, options))
+
+
+def _crops(options: ExtractOptions) -> int:
+    return ALL_FACES if options.face is FaceChoice.ALL else 1
 
 
 async def when_free(call: Callable[[], Awaitable[ResultT]]) -> ResultT:

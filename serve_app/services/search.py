@@ -8,7 +8,8 @@ from uuid import UUID
 
 from serve_app.errors import EmbeddingModelMismatch
 from serve_app.faces import Decision, EmbeddedFace, FloatArray, OperatingPoint, parse_embedding
-from serve_app.people import Candidate, Collection, EmbeddingContract, SearchFilter
+from serve_app.identity.people import Candidate, Collection, EmbeddingContract, SearchFilter
+from serve_app.observing.stages import Stage, stage
 from serve_app.services.collections import check_contract
 from serve_app.services.pipeline import Extraction, ExtractOptions, FacePipeline
 from serve_app.services.verification import GivenEmbedding
@@ -16,6 +17,10 @@ from serve_app.storage import collections, persons, search
 from serve_app.storage.database import Connection, Database
 
 Probe = bytes | GivenEmbedding
+
+WITHHELD_MARGIN = 0.05
+"""Somebody who must not be recognised, and is so much less like the probe than the nearest person, may still be who it is; as
+`identify` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +147,9 @@ class PersonSearch:
         extraction, probes = await self._probes(collection_id, probe, extract)
         face, embedding = probes[0]
         async with self._database.connection() as connection:
-            candidate = await search.similarity_to_person(connection, collection, embedding, person_id)
-        if candidate is None:
+            with stage(Stage.SEARCH):
+                candidate = await search.similarity_to_person(connection, collection, embedding, person_id)
+        if candidate is None or candidate.withheld:
             return PersonVerification(extraction, face, None, Decision.UNKNOWN, point)
         decision = point.decide(candidate.similarity) if point else None
         return PersonVerification(extraction, face, candidate, decision, point)
@@ -184,7 +190,39 @@ class PersonSearch:
     ) -> list[list[Candidate]]:
         async with self._database.connection() as connection:
             collection = await self._open(connection, collection_id)
-            return [await search.nearest(connection, collection, one, top_k, wanted) for one in embeddings]
+            with stage(Stage.SEARCH):
+                return [await self._told(connection, collection, one, top_k, wanted) for one in embeddings]
+
+    async def withholds(self, collection_id: str, embedding: FloatArray) -> bool:
+        """Whether the face may be of somebody who must not be recognised."""
+        async with self._database.connection() as connection:
+            collection = await self._open(connection, collection_id)
+            return self._may_be_withheld(await search.nearest(connection, collection, embedding, 2, SearchFilter()))
+
+    def _may_be_withheld(self, found: Sequence[Candidate]) -> bool:
+        best = next((one for one in found if one.withheld), None)
+        least = self._point.suggest_threshold if self._point else -1.0
+        return best is not None and best.similarity >= max(least, found[0].similarity - WITHHELD_MARGIN)
+
+    async def _told(
+        self, connection: Connection, collection: Collection, embedding: FloatArray, top_k: int, wanted: SearchFilter
+    ) -> list[Candidate]:
+        """Without whoever must not be recognised; and nobody at all for a face that may be theirs, whoever else is like it."""
+        found = await search.nearest(connection, collection, embedding, top_k, wanted)
+        withheld = [one for one in found if one.withheld]
+        if not withheld:
+            return found
+        if self._may_be_withheld(found):
+            return []
+        more = SearchFilter(
+            wanted.person_ids,
+            (*wanted.exclude_person_ids, *(one.person_id for one in withheld)),
+            wanted.metadata,
+            wanted.taken_from,
+            wanted.taken_to,
+            wanted.hidden,
+        )
+        return [one for one in await search.nearest(connection, collection, embedding, top_k, more) if not one.withheld]
 
 
 def identification(

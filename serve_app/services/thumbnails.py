@@ -1,10 +1,11 @@
-"""Thumbnails: made when they are first asked for, kept in the object store, gone with their photo."""
+"""Thumbnails: made when they are first asked for, kept in the object store, gone with what they show."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID
 
 from serve_app.errors import (
@@ -15,13 +16,13 @@ from serve_app.errors import (
     ObjectStoreUnavailable,
     Overloaded,
 )
-from serve_app.people import Collection
+from serve_app.identity.people import Collection
 from serve_app.photos import THUMBNAIL_SIDES_PX, Photo, ThumbnailFormat
 from serve_app.services.enrolment import CONTENT_TYPES
 from serve_app.services.pictures import PictureReader
 from serve_app.services.pipeline import when_free
 from serve_app.storage import collections, objects_outbox, photos
-from serve_app.storage.database import Database
+from serve_app.storage.database import Connection, Database
 from serve_app.storage.objects import ObjectMissing, ObjectStore, thumbnail_key
 
 logger = logging.getLogger("ray.serve")
@@ -33,6 +34,34 @@ _UNDER_WAY = 256
 """Thumbnails of one process that are made or waited for; more are refused. Some pages of a hundred."""
 _CLOSE_TIMEOUT_S = 5
 """For what has been made to be kept."""
+
+
+class Kept(Protocol):
+    """What is made of a photo's picture once and kept under `key`."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def etag(self) -> str: ...
+
+    @property
+    def content_type(self) -> str: ...
+
+    @property
+    def photo_id(self) -> UUID: ...
+
+    @property
+    def image_key(self) -> str:
+        """Of the original."""
+
+    async def make(self, pictures: PictureReader, original: bytes) -> bytes:
+        """Raises ImageError, CapacityError, PartUnavailable."""
+        ...
+
+    async def current(self, connection: Connection) -> bool:
+        """Whether it is still what would be asked for. Raises NotFound when what it shows is gone."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +89,13 @@ class Thumbnail:
     @property
     def content_type(self) -> str:
         return CONTENT_TYPES[self.format.value]
+
+    async def make(self, pictures: PictureReader, original: bytes) -> bytes:
+        return await pictures.thumbnail(original, self.side_px, self.format)
+
+    async def current(self, connection: Connection) -> bool:
+        await photos.get(connection, self.collection, self.photo_id)
+        return True
 
 
 def thumbnail_of(collection: Collection, photo: Photo, size_px: int, image_format: ThumbnailFormat) -> Thumbnail:
@@ -115,7 +151,7 @@ class Thumbnails:
                 raise photos.missing(photo_id) from None
             return thumbnail_of(collection, await photos.get(connection, collection, photo_id), size_px, image_format)
 
-    async def get(self, thumbnail: Thumbnail) -> bytes:
+    async def get(self, thumbnail: Kept) -> bytes:
         """From the store, or made now and put there. Whoever asks for one that is being made waits for that.
 
         Raises NotFound (the photo is gone), ImageError, CapacityError, PartUnavailable.
@@ -137,7 +173,7 @@ class Thumbnails:
                 self._forget(key, making)
                 task.cancel()
 
-    def _begin(self, thumbnail: Thumbnail) -> tuple[_Making, asyncio.Task[bytes]]:
+    def _begin(self, thumbnail: Kept) -> tuple[_Making, asyncio.Task[bytes]]:
         if len(self._under_way) >= _UNDER_WAY:
             raise Overloaded("Too many thumbnails are waited for.", retry_after_s=RETRY_AFTER_S)
         making = _Making()
@@ -157,7 +193,7 @@ class Thumbnails:
         if key in self._under_way and self._under_way[key][0] is making:
             del self._under_way[key]
 
-    async def _make(self, thumbnail: Thumbnail, making: _Making) -> bytes:
+    async def _make(self, thumbnail: Kept, making: _Making) -> bytes:
         async with self._places:
             making.has_place = True
             try:
@@ -174,16 +210,16 @@ class Thumbnails:
         await self._keep(thumbnail, data)
         return data
 
-    async def _made(self, thumbnail: Thumbnail) -> bytes:
+    async def _made(self, thumbnail: Kept) -> bytes:
         try:
             original = await self._objects.get(thumbnail.image_key)
         except ObjectMissing as error:
             raise NotFound("The photo's picture is gone.", photo_id=str(thumbnail.photo_id)) from error
         # A page asks for many at once, and would show gaps.
-        return await when_free(lambda: self._pictures.thumbnail(original, thumbnail.side_px, thumbnail.format))
+        return await when_free(lambda: thumbnail.make(self._pictures, original))
 
-    async def _keep(self, thumbnail: Thumbnail, data: bytes) -> None:
-        """A thumbnail that cannot be kept is made again next time. Raises NotFound when the photo was deleted meanwhile,
+    async def _keep(self, thumbnail: Kept, data: bytes) -> None:
+        """A thumbnail that cannot be kept is made again next time. Raises NotFound when what it shows was deleted meanwhile,
         perhaps after its thumbnails were."""
         try:
             await self._objects.put(thumbnail.key, data, thumbnail.content_type)
@@ -194,12 +230,12 @@ class Thumbnails:
         try:
             async with self._database.connection() as connection:
                 try:
-                    await photos.get(connection, thumbnail.collection, thumbnail.photo_id)
-                    return
+                    if await thumbnail.current(connection):
+                        return
                 except NotFound as error:
                     gone = error
-                    # The sweeper tries until the store has deleted it.
-                    await objects_outbox.add(connection, [thumbnail.key])
+                # The sweeper tries until the store has deleted it.
+                await objects_outbox.add(connection, [thumbnail.key])
         except (DatabaseUnavailable, Overloaded) as error:
             logger.warning("thumbnail %s is taken back: %s", thumbnail.key, error.detail)
         # Here as well: the outbox may have had the key already, from a deletion that removed the object before it was put and

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from serve_app.errors import AlreadyExists, ConfigurationError
 from serve_app.faces import FloatArray, l2_normalize
-from serve_app.people import Collection, new_id
+from serve_app.identity.people import Collection, new_id
 from serve_app.storage import collections, maintenance, persons
 from serve_app.storage.bulk import BulkPerson, conflicts, load
 from serve_app.storage.database import Connection, Database

@@ -14,16 +14,18 @@ import asyncpg
 import numpy as np
 import numpy.typing as npt
 
-from serve_app.errors import AlreadyExists, NotFound
+from serve_app.errors import AlreadyExists, EmbeddingModelMismatch, NotFound
 from serve_app.faces import FloatArray, mean_templates, templates_of
-from serve_app.people import Collection, Metadata, new_id
+from serve_app.identity.people import Collection, Metadata, new_id
+from serve_app.storage import collections
 from serve_app.storage.database import Connection
-from serve_app.storage.vectors import VectorTables
+from serve_app.storage.vectors import VectorTables, stack
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
 """Of COPY's binary format: docs of PostgreSQL, COPY, "Binary Format"."""
 _ROWS_A_BLOCK = 20_000
+_PERSONS_A_STEP = 2_000
 _MESSAGE_BYTES = 1 << 18
 """Of a block, sent at a time: the server works on it while the next is on its way."""
 
@@ -60,7 +62,8 @@ async def load(
     `taken_at`: (N,) UTC; None: now.
 
     All or nothing. The collection should be without an index, which is built faster after than kept up meanwhile. Give
-    a dedicated connection: it takes as long as it takes. Raises ValueError where the arrays do not fit each other.
+    a dedicated connection: it takes as long as it takes. Raises ValueError where the arrays do not fit each other,
+    EmbeddingModelMismatch where the collection was switched to another model since it was looked up.
     """
     if embeddings.shape != (len(person_of), collection.contract.dim):
         raise ValueError(
@@ -74,6 +77,8 @@ async def load(
     tables = VectorTables.of(collection)
     templates: list[bytes] = []
     async with connection.transaction():
+        if (await collections.lock(connection, collection.id)).contract != collection.contract:
+            raise EmbeddingModelMismatch(f"The collection {collection.id!r} was switched to another model meanwhile.")
         dates = await _dates(connection, taken_at, len(person_of))
         await _copy(connection, "persons", ("id", "collection_key", "external_id", "name", "metadata"),
                     _persons(collection, people))  # fmt: skip
@@ -83,6 +88,39 @@ async def load(
         await _copy(connection, tables.templates, ("person_id", "ordinal", "face_count", "embedding"),
                     iter(templates))  # fmt: skip
     await _analyze(connection, tables)
+
+
+async def fill_templates(tx: Connection, collection: Collection) -> int:
+    """Templates of every person from the embeddings, into the collection's empty table; returns how many. As
+    `vectors.refresh_templates` makes them, but by COPY and many persons at a time. The collection must be locked for
+    deletion."""
+    tables = VectorTables.of(collection)
+    columns = ("person_id", "ordinal", "face_count", "embedding")
+    last, total = UUID(int=0), 0
+    while True:
+        persons = await tx.fetch(
+            f"SELECT person_id, count(*) AS faces FROM {tables.embeddings} WHERE person_id > $1"
+            f" GROUP BY person_id ORDER BY person_id LIMIT {_PERSONS_A_STEP:d}",
+            last,
+        )
+        if not persons:
+            return total
+        # Whole persons, and no more faces than fit: at least one.
+        ends = np.cumsum([row["faces"] for row in persons])
+        few = max(1, int(np.searchsorted(ends, _ROWS_A_BLOCK, side="right")))
+        first, last = persons[0]["person_id"], persons[few - 1]["person_id"]
+        rows = await tx.fetch(
+            f"SELECT embedding FROM {tables.embeddings} WHERE person_id BETWEEN $1 AND $2 ORDER BY person_id, face_id",
+            first,
+            last,
+        )
+        owners = np.repeat(np.arange(few), [row["faces"] for row in persons[:few]])
+        ids = np.frombuffer(b"".join(row["person_id"].bytes for row in persons[:few]), dtype="V16")
+        embeddings = stack([row["embedding"] for row in rows], collection.contract.dim)
+        of, ordinals, counts, vectors = await asyncio.to_thread(_templates, owners, embeddings)
+        wire = _wire(("V16", ids[of]), (">i2", ordinals), (">i4", counts), _halfvec(vectors))
+        await _copy(tx, tables.templates, columns, iter([wire]))
+        total += len(of)
 
 
 async def _analyze(connection: Connection, tables: VectorTables) -> None:
@@ -170,15 +208,15 @@ class _Faces:
         for block in self._blocks():
             owners = self._person_ids[self._owners[block]]
             keys = np.full(len(owners), self._collection_key)
-            yield self._wire((">i4", keys), ("V16", self._ids[block]), ("V16", owners), (">i8", dates[self._order[block]]))
+            yield _wire((">i4", keys), ("V16", self._ids[block]), ("V16", owners), (">i8", dates[self._order[block]]))
 
     def vectors(self, templates: list[bytes]) -> Iterator[bytes]:
         """The rows of the embeddings. Those of the templates are appended to `templates` meanwhile."""
         for block in self._blocks():
             owners, embeddings = self._owners[block], self._embeddings[self._order[block]]
             of, ordinals, counts, vectors = _templates(owners, embeddings)
-            templates.append(self._wire(("V16", self._person_ids[of]), (">i2", ordinals), (">i4", counts), _halfvec(vectors)))
-            yield self._wire(("V16", self._ids[block]), ("V16", self._person_ids[owners]), _halfvec(embeddings))
+            templates.append(_wire(("V16", self._person_ids[of]), (">i2", ordinals), (">i4", counts), _halfvec(vectors)))
+            yield _wire(("V16", self._ids[block]), ("V16", self._person_ids[owners]), _halfvec(embeddings))
 
     def _blocks(self) -> Iterator[slice]:
         """No person's faces are in two."""
@@ -189,18 +227,19 @@ class _Faces:
             yield slice(start, stop)
             start = stop
 
-    def _wire(self, *fields: tuple[str, npt.NDArray[np.generic]]) -> bytes:
-        """Rows of `fields` of fixed width: dtype of a value on the wire, and the values."""
-        count = len(fields[0][1])
-        layout: list[tuple[str, str]] = [("count", ">i2")]
-        for index, (kind, _) in enumerate(fields):
-            layout += [(f"length{index}", ">i4"), (f"value{index}", kind)]
-        rows = np.empty(count, dtype=layout)
-        rows["count"] = len(fields)
-        for index, (kind, values) in enumerate(fields):
-            rows[f"length{index}"] = np.dtype(kind).itemsize
-            rows[f"value{index}"] = values
-        return rows.tobytes()
+
+def _wire(*fields: tuple[str, npt.NDArray[np.generic]]) -> bytes:
+    """Rows of `fields` of fixed width: dtype of a value on the wire, and the values."""
+    count = len(fields[0][1])
+    layout: list[tuple[str, str]] = [("count", ">i2")]
+    for index, (kind, _) in enumerate(fields):
+        layout += [(f"length{index}", ">i4"), (f"value{index}", kind)]
+    rows = np.empty(count, dtype=layout)
+    rows["count"] = len(fields)
+    for index, (kind, values) in enumerate(fields):
+        rows[f"length{index}"] = np.dtype(kind).itemsize
+        rows[f"value{index}"] = values
+    return rows.tobytes()
 
 
 def _halfvec(vectors: FloatArray) -> tuple[str, npt.NDArray[np.generic]]:

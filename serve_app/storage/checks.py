@@ -11,7 +11,7 @@ import asyncpg
 
 from serve_app.errors import NotFound
 from serve_app.faces import FloatArray
-from serve_app.people import Collection
+from serve_app.identity.people import Collection
 from serve_app.storage.database import Connection
 from serve_app.storage.maintenance import HNSW_M
 from serve_app.storage.vectors import VectorTables
@@ -35,6 +35,7 @@ class Mismatches:
     pictures_of_nothing: int
     photos_of_another_collection: int
     photos_with_wrong_tag_count: int
+    jobs_with_wrong_counts: int
 
 
 @contextmanager
@@ -50,7 +51,8 @@ async def mismatches(connection: Connection, collection: Collection) -> Mismatch
     """Of one moment, while others write. `persons_without_templates`: that have faces. `templates_without_person`: of a
     person that is gone, or has no face left. `pictures_of_nothing`: neither a face nor a photo comes from them.
     `photos_of_another_collection`: than their picture, or their tags.
-    `photos_with_wrong_tag_count`: their row names another number of tags than there are.
+    `photos_with_wrong_tag_count`: their row names another number of tags than there are. `jobs_with_wrong_counts`: their
+    counters another number of items, in all or of a state.
 
     Reads every row of the collection once or twice."""
     tables = VectorTables.of(collection)
@@ -81,7 +83,15 @@ async def mismatches(connection: Connection, collection: Collection) -> Mismatch
             (SELECT count(*) FROM photos p LEFT JOIN (
                 SELECT photo_id, count(*) AS tags FROM photo_tags GROUP BY photo_id
             ) t ON t.photo_id = p.id
-                WHERE p.collection_key = {key} AND p.tag_count <> coalesce(t.tags, 0)) AS photos_with_wrong_tag_count
+                WHERE p.collection_key = {key} AND p.tag_count <> coalesce(t.tags, 0)) AS photos_with_wrong_tag_count,
+            (SELECT count(*) FROM jobs j WHERE j.collection_key = {key} AND (
+                SELECT ARRAY[coalesce(sum(total), 0), coalesce(sum(done), 0), coalesce(sum(failed), 0),
+                    coalesce(sum(skipped), 0), coalesce(sum(cancelled), 0)] FROM job_progress WHERE job_id = j.id
+            ) <> (
+                SELECT ARRAY[count(*), count(*) FILTER (WHERE state = 'done'), count(*) FILTER (WHERE state = 'failed'),
+                    count(*) FILTER (WHERE state = 'skipped'), count(*) FILTER (WHERE state = 'cancelled')]
+                FROM job_items WHERE job_id = j.id
+            )) AS jobs_with_wrong_counts
         """
     )
     assert row is not None
@@ -94,6 +104,7 @@ async def mismatches(connection: Connection, collection: Collection) -> Mismatch
         row["pictures_of_nothing"],
         row["photos_of_another_collection"],
         row["photos_with_wrong_tag_count"],
+        row["jobs_with_wrong_counts"],
     )
 
 

@@ -7,12 +7,14 @@ import re
 import asyncpg
 
 from serve_app.errors import AlreadyExists, EmbeddingModelMismatch, NotFound
-from serve_app.people import Collection, CollectionSize, EmbeddingContract, Erased, Metadata
-from serve_app.storage import objects_outbox, vectors
+from serve_app.identity.people import Collection, CollectionSize, EmbeddingContract, Erased, Metadata
+from serve_app.storage import api_keys, objects_outbox, photo_embeddings, vectors
 from serve_app.storage.database import Connection, Row
 from serve_app.storage.objects import collection_prefix
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_LOCK = 0x6B6C636F
+"""First half of the advisory lock; the second is the collection's key."""
 
 _COLUMNS = """
     SELECT c.key, c.id, c.name, c.metadata, c.model_key, m.name AS model, m.dim, c.preprocessing, c.search_mode, c.ef_search,
@@ -23,11 +25,11 @@ _COLUMNS = """
 
 async def create(tx: Connection, collection_id: str, name: str, metadata: Metadata, contract: EmbeddingContract) -> Collection:
     """Raises AlreadyExists for an id that is taken."""
-    model_key = await _model_key(tx, contract)
+    key = await model_key(tx, contract)
     try:
         await tx.execute(
             "INSERT INTO collections (id, name, metadata, model_key, preprocessing) VALUES ($1, $2, $3, $4, $5)",
-            collection_id, name, metadata, model_key, contract.preprocessing,
+            collection_id, name, metadata, key, contract.preprocessing,
         )  # fmt: skip
     except asyncpg.UniqueViolationError as error:
         raise AlreadyExists(f"There is a collection {collection_id!r} already.", collection_id=collection_id) from error
@@ -36,7 +38,8 @@ async def create(tx: Connection, collection_id: str, name: str, metadata: Metada
     return collection
 
 
-async def _model_key(tx: Connection, contract: EmbeddingContract) -> int:
+async def model_key(tx: Connection, contract: EmbeddingContract) -> int:
+    """Given to the model now if it has none. Raises EmbeddingModelMismatch where it has another dimension here."""
     # Looked up first: an insert that conflicts uses up a number each time.
     for _ in range(2):
         row = await tx.fetchrow("SELECT key, dim FROM embedding_models WHERE name = $1", contract.model)
@@ -60,26 +63,40 @@ async def get(connection: Connection, collection_id: str) -> Collection:
     _check_id(collection_id)
     row = await connection.fetchrow(_COLUMNS + " WHERE c.id = $1", collection_id)
     if row is None:
-        raise _missing(collection_id)
+        raise missing(collection_id)
     return _collection(row)
 
 
 async def lock(tx: Connection, collection_id: str, *, for_deletion: bool = False) -> Collection:
     """The collection, kept from being deleted until the transaction ends; with `for_deletion` from being written to.
 
-    Always the first lock of a transaction. Raises NotFound.
+    Always the first lock of a transaction, and one a transaction: who has the one and asks for the other waits for himself.
+    Whoever asks for it stands in one queue, so that neither those who write nor who deletes wait for ever. Raises NotFound.
     """
     _check_id(collection_id)
-    mode = "UPDATE" if for_deletion else "KEY SHARE"
-    row = await tx.fetchrow(f"{_COLUMNS} WHERE c.id = $1 FOR {mode} OF c", collection_id)
-    if row is None:
-        raise _missing(collection_id)
-    return _collection(row)
+    # The row's own lock has no queue: others go on sharing it while somebody waits to have it alone.
+    queue, row_lock = ("", "UPDATE") if for_deletion else ("_shared", "KEY SHARE")
+    statement = (
+        f"{_COLUMNS} WHERE c.id = $1 AND (SELECT pg_advisory_xact_lock{queue}({_LOCK:d}, k.key) IS NOT NULL"
+        f" FROM collections k WHERE k.id = $1) FOR {row_lock} OF c"
+    )
+    # Again: who waited while it was switched to another model is shown its new row with the old model, which do not fit;
+    # who waited while it was deleted finds it made anew.
+    for _ in range(3):
+        row = await tx.fetchrow(statement, collection_id)
+        if row is not None:
+            return _collection(row)
+    raise missing(collection_id)
 
 
-async def page(connection: Connection, after: str | None, limit: int) -> list[Collection]:
-    """Ordered by id."""
-    rows = await connection.fetch(_COLUMNS + " WHERE c.id > $1 ORDER BY c.id LIMIT $2", after or "", limit)
+async def page(connection: Connection, after: str | None, limit: int, only: frozenset[str] | None = None) -> list[Collection]:
+    """Ordered by id. `only`: no others; None for all."""
+    rows = await connection.fetch(
+        _COLUMNS + " WHERE c.id > $1 AND ($3::text[] IS NULL OR c.id = ANY($3)) ORDER BY c.id LIMIT $2",
+        after or "",
+        limit,
+        None if only is None else sorted(only),
+    )
     return [_collection(row) for row in rows]
 
 
@@ -106,6 +123,17 @@ async def set_search_mode(connection: Connection, collection: Collection, mode: 
     )
 
 
+async def set_model(tx: Connection, collection: Collection, model: int, preprocessing: str) -> None:
+    """Searched exactly until `maintenance` looks at it. It must be locked for deletion."""
+    await tx.execute(
+        "UPDATE collections SET model_key = $2, preprocessing = $3, search_mode = DEFAULT, ef_search = DEFAULT,"
+        " updated_at = now() WHERE key = $1",
+        collection.key,
+        model,
+        preprocessing,
+    )
+
+
 async def size(connection: Connection, collection: Collection) -> CollectionSize:
     row = await connection.fetchrow(
         "SELECT (SELECT count(*) FROM persons WHERE collection_key = $1) AS persons,"
@@ -126,13 +154,18 @@ async def delete(tx: Connection, collection: Collection) -> Erased:
     photos = await tx.execute("DELETE FROM photos WHERE collection_key = $1", collection.key)
     images = await tx.fetch("DELETE FROM images WHERE collection_key = $1 RETURNING object_key", collection.key)
     persons = await tx.execute("DELETE FROM persons WHERE collection_key = $1", collection.key)
+    await tx.execute("DELETE FROM journal WHERE collection_key = $1", collection.key)
+    await tx.execute("DELETE FROM jobs WHERE collection_key = $1", collection.key)
+    semantic = await photo_embeddings.forget(tx, collection)
     await tx.execute("DELETE FROM collections WHERE key = $1", collection.key)
+    await api_keys.forget_collection(tx, collection.id)
     named = (*(row["object_key"] for row in images), *crops)
     await objects_outbox.add(tx, named)
     prefix = collection_prefix(collection.key)
     await objects_outbox.add_prefix(tx, prefix)
     keys = (*named, prefix)
     await vectors.drop_tables(tx, collection)
+    await photo_embeddings.drop_tables(tx, semantic)
     removed = vectors.affected(persons), len(rows), embeddings, templates, len(images), len(crops), keys
     return Erased(*removed, photos=vectors.affected(photos))
 
@@ -140,13 +173,19 @@ async def delete(tx: Connection, collection: Collection) -> Erased:
 async def remaining_rows(connection: Connection, collection: Collection) -> int:
     """Rows and tables of a deleted collection that are still there."""
     tables = vectors.VectorTables.of(collection)
-    return int(
+    return len(await vectors.others(connection, collection)) + int(
         await connection.fetchval(
             "SELECT (SELECT count(*) FROM persons WHERE collection_key = $1)"
             " + (SELECT count(*) FROM faces WHERE collection_key = $1)"
             " + (SELECT count(*) FROM images WHERE collection_key = $1)"
             " + (SELECT count(*) FROM photos WHERE collection_key = $1)"
             " + (SELECT count(*) FROM photo_tags WHERE collection_key = $1)"
+            " + (SELECT count(*) FROM photo_texts WHERE collection_key = $1)"
+            " + (SELECT count(*) FROM photo_vocabulary WHERE collection_key = $1)"
+            " + (SELECT count(*) FROM indexed_files WHERE collection_key = $1)"
+            " + (SELECT count(*) FROM journal WHERE collection_key = $1)"
+            " + (SELECT count(*) FROM jobs WHERE collection_key = $1)"
+            " + (SELECT count(*) FROM semantic_collections WHERE collection_key = $1)"
             " + (to_regclass($2) IS NOT NULL)::int + (to_regclass($3) IS NOT NULL)::int",
             collection.key,
             tables.embeddings,
@@ -158,10 +197,10 @@ async def remaining_rows(connection: Connection, collection: Collection) -> int:
 def _check_id(collection_id: str) -> None:
     """What cannot be an id is not there; it may be what Postgres cannot even read."""
     if not _ID.fullmatch(collection_id):
-        raise _missing(collection_id)
+        raise missing(collection_id)
 
 
-def _missing(collection_id: str) -> NotFound:
+def missing(collection_id: str) -> NotFound:
     shown = collection_id[:63].encode("ascii", "backslashreplace").decode("ascii")
     return NotFound(f"There is no collection {shown!r}.", collection_id=shown)
 

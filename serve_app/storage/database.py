@@ -14,6 +14,7 @@ import asyncpg
 from pgvector.asyncpg import register_vector
 
 from serve_app.errors import DatabaseUnavailable, NotFound, Overloaded
+from serve_app.observing.stages import Stage, stage
 
 logger = logging.getLogger("ray.serve")
 
@@ -90,6 +91,18 @@ class Database:
             except TimeoutError:
                 pool.terminate()
 
+    @property
+    def pool_size(self) -> int:
+        """Connections there may be at once."""
+        return self._pool_size
+
+    def connections(self) -> tuple[int, int]:
+        """Connections in use, and idle ones, of this process."""
+        if self._pool is None:
+            return 0, 0
+        idle = self._pool.get_idle_size()
+        return self._pool.get_size() - idle, idle
+
     async def check(self) -> None:
         """One round trip: that it answers, and has a schema."""
         async with self.connection() as connection:
@@ -103,13 +116,17 @@ class Database:
         with translated():
             try:
                 # Not acquire's own timeout: it would also count as one for connecting.
-                connection = await pool.acquire(timeout=_ACQUIRE_TIMEOUT_S)
+                with stage(Stage.CONNECT):
+                    connection = await pool.acquire(timeout=_ACQUIRE_TIMEOUT_S)
             except TimeoutError as error:
                 if pool.get_idle_size() == 0 and pool.get_size() >= self._pool_size:
-                    raise Overloaded("Every database connection is busy.", retry_after_s=_RETRY_AFTER_S) from error
+                    raise Overloaded(
+                        "Every database connection is busy.", retry_after_s=_RETRY_AFTER_S, part="database"
+                    ) from error
                 raise
             try:
-                yield cast("Connection", connection)
+                with stage(Stage.DATABASE):
+                    yield cast("Connection", connection)
             finally:
                 await pool.release(connection)
 

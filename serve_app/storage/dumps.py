@@ -16,15 +16,19 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 import asyncpg
 
 from serve_app.errors import ConfigurationError, Overloaded
-from serve_app.local import binaries
+from serve_app.postgres.local import binaries
 from serve_app.storage.database import Connection
 from serve_app.storage.objects_outbox import BACKUP_LOCK
 
 CHUNK_BYTES = 4 << 20
 """What a step of a dump holds, at most."""
 
-OUR_TABLES = ("alembic_version", "collections", "embedding_models", "faces", "idempotency_keys", "images", "object_deletions",
-              "persons", "photo_tags", "photos")  # fmt: skip
+OUR_TABLES = ("alembic_version", "api_keys", "api_keys_revision", "audit", "collections", "embedding_models",
+              "face_rejections", "faces", "idempotency_keys", "images", "indexed_files",
+              "job_items", "job_progress", "jobs", "journal", "kinlens_pgqueuer", "kinlens_pgqueuer_log",
+              "kinlens_pgqueuer_schedules", "kinlens_pgqueuer_statistics", "object_deletions", "person_distinctions",
+              "persons", "photo_tags", "photo_texts", "photo_vocabulary", "photos", "rate_limits", "semantic_collections",
+              "semantic_models", "server_secrets")  # fmt: skip
 """Of the newest schema, beside the vector tables. A restore removes these and nothing else; a test keeps them complete."""
 
 _LOCK_TIMEOUT_S = 60
@@ -42,10 +46,13 @@ BEGIN
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = 'public' AND c.relkind IN ('r', 'p') AND NOT c.relispartition
         AND (c.relname IN ({", ".join(f"'{name}'" for name in OUR_TABLES)})
-             OR c.relname ~ '^(embeddings|templates)_m[0-9]+(_c[0-9]+)?$')
+             OR c.relname ~ '^((photo_)?embeddings|templates)_m[0-9]+(_c[0-9]+)?$')
     LOOP
         EXECUTE 'DROP TABLE IF EXISTS ' || found.name || ' CASCADE';
     END LOOP;
+    -- Of the queue. A dump of an older schema does not know them.
+    DROP FUNCTION IF EXISTS public.kinlens_fn_pgqueuer_changed() CASCADE;
+    DROP TYPE IF EXISTS public.kinlens_pgqueuer_status CASCADE;
 END
 $remove$;
 """

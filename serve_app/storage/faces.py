@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from serve_app.errors import NotFound
-from serve_app.people import Collection, Erased, NewFace, StoredFace
+from serve_app.identity.people import Collection, Erased, NewFace, StoredFace
 from serve_app.storage import images, objects_outbox, vectors
 from serve_app.storage.database import Connection, Row
+from serve_app.storage.objects import face_thumbnail_keys
 from serve_app.storage.vectors import VectorTables
 
 _COLUMNS = """
@@ -76,20 +77,37 @@ async def page(
     return [_face(row) for row in rows]
 
 
-async def owners(connection: Connection, collection: Collection, face_ids: Sequence[UUID]) -> dict[UUID, UUID]:
-    """The person of each of the faces that exist."""
+async def owners(
+    connection: Connection, collection: Collection, face_ids: Sequence[UUID], *, lock: bool = False
+) -> dict[UUID, UUID | None]:
+    """The person of each of the faces that exist; None for one that nobody has. `lock`: nobody gives them another from then
+    on; persons are locked before."""
     rows = await connection.fetch(
-        "SELECT id, person_id FROM faces WHERE id = ANY($1::uuid[]) AND collection_key = $2 AND person_id IS NOT NULL",
+        "SELECT id, person_id FROM faces WHERE id = ANY($1::uuid[]) AND collection_key = $2 ORDER BY id"
+        f"{' FOR UPDATE' if lock else ''}",
         list(face_ids),
         collection.key,
     )
     return {row["id"]: row["person_id"] for row in rows}
 
 
-async def of_image(tx: Connection, collection: Collection, image_id: UUID) -> dict[UUID, UUID | None]:
-    """Every face of the picture and its person."""
+async def images_of(tx: Connection, collection: Collection, face_ids: Sequence[UUID]) -> list[UUID]:
+    """The pictures they are in. No face ever changes its picture."""
     rows = await tx.fetch(
-        "SELECT id, person_id FROM faces WHERE image_id = $1 AND collection_key = $2", image_id, collection.key
+        "SELECT DISTINCT image_id FROM faces WHERE id = ANY($1::uuid[]) AND collection_key = $2 AND image_id IS NOT NULL",
+        list(face_ids),
+        collection.key,
+    )
+    return [row["image_id"] for row in rows]
+
+
+async def of_image(tx: Connection, collection: Collection, image_id: UUID, *, lock: bool = False) -> dict[UUID, UUID | None]:
+    """Every face of the picture and its person. `lock`: as of `owners`."""
+    rows = await tx.fetch(
+        "SELECT id, person_id FROM faces WHERE image_id = $1 AND collection_key = $2 ORDER BY id"
+        f"{' FOR UPDATE' if lock else ''}",
+        image_id,
+        collection.key,
     )
     return {row["id"]: row["person_id"] for row in rows}
 
@@ -99,10 +117,24 @@ async def ids_of_persons(tx: Connection, person_ids: Sequence[UUID]) -> list[UUI
     return [row["id"] for row in rows]
 
 
-async def move(tx: Connection, collection: Collection, face_id: UUID, person_id: UUID) -> StoredFace:
-    """Both persons must be locked; their templates are the caller's to refresh."""
+async def forget_nearest(tx: Connection, collection: Collection, person_ids: Sequence[UUID]) -> None:
+    """Why a face is nobody's may name the person who would have been nearest: none of these any more."""
     await tx.execute(
-        "UPDATE faces SET person_id = $2 WHERE id = $1 AND collection_key = $3", face_id, person_id, collection.key
+        "UPDATE faces SET unassigned = unassigned #- '{person_id}' #- '{was,person_id}'"
+        " WHERE collection_key = $1 AND person_id IS NULL AND unassigned IS NOT NULL"
+        " AND (unassigned ->> 'person_id' = ANY($2::text[]) OR unassigned #>> '{was,person_id}' = ANY($2::text[]))",
+        collection.key,
+        [str(one) for one in person_ids],
+    )
+
+
+async def move(tx: Connection, collection: Collection, face_id: UUID, person_id: UUID) -> StoredFace:
+    """As a user says. Both persons must be locked; their templates are the caller's to refresh."""
+    await tx.execute(
+        "UPDATE faces SET person_id = $2, decided_by = 'user', unassigned = NULL WHERE id = $1 AND collection_key = $3",
+        face_id,
+        person_id,
+        collection.key,
     )
     await tx.execute(
         f"UPDATE {VectorTables.of(collection).embeddings} SET person_id = $2 WHERE face_id = $1",
@@ -113,11 +145,14 @@ async def move(tx: Connection, collection: Collection, face_id: UUID, person_id:
 
 
 async def delete(tx: Connection, collection: Collection, face_ids: Sequence[UUID]) -> Erased:
-    """Faces, embeddings, crops, and pictures that neither another face nor a photo comes from. Their persons must be locked;
-    templates are the caller's to refresh. Objects are handed to the outbox."""
+    """Faces, embeddings, crops, thumbnails, and pictures that neither another face nor a photo comes from. Their persons must
+    be locked; templates are the caller's to refresh. Objects are handed to the outbox."""
     ids = list(face_ids)
     rows = await tx.fetch(
-        "DELETE FROM faces WHERE id = ANY($1::uuid[]) AND collection_key = $2 RETURNING image_id, crop_key",
+        "DELETE FROM faces WHERE id = ANY($1::uuid[]) AND collection_key = $2"
+        # Thumbnails are made of the faces of photos only.
+        " RETURNING id, image_id, crop_key, bbox,"
+        " EXISTS (SELECT 1 FROM photos p WHERE p.image_id = faces.image_id) AS in_photo",
         ids,
         collection.key,
     )
@@ -125,10 +160,17 @@ async def delete(tx: Connection, collection: Collection, face_ids: Sequence[UUID
         f"DELETE FROM {VectorTables.of(collection).embeddings} WHERE face_id = ANY($1::uuid[])",
         ids,
     )
+    await vectors.erase_elsewhere(tx, collection, ids)
     crops = [row["crop_key"] for row in rows if row["crop_key"] is not None]
     image_ids = sorted({row["image_id"] for row in rows if row["image_id"] is not None})
     pictures = await images.delete_unused(tx, image_ids)
-    keys = (*pictures, *crops)
+    thumbnails = [
+        key
+        for row in rows
+        if row["in_photo"] and row["bbox"] is not None
+        for key in face_thumbnail_keys(collection.key, row["id"], row["bbox"])
+    ]
+    keys = (*pictures, *crops, *thumbnails)
     await objects_outbox.add(tx, keys)
     return Erased(0, len(rows), vectors.affected(embeddings), 0, len(pictures), len(crops), keys)
 

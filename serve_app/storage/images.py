@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from serve_app.people import Collection, NewImage
+from serve_app.identity.people import Collection, NewImage
 from serve_app.storage import objects_outbox
 from serve_app.storage.database import Connection
 

@@ -10,8 +10,8 @@ from uuid import UUID
 import asyncpg
 
 from serve_app.faces import FloatArray
-from serve_app.people import Collection
-from serve_app.storage import collections, search, vectors
+from serve_app.identity.people import Collection
+from serve_app.storage import collections, photo_embeddings, search, vectors
 from serve_app.storage.database import Connection
 from serve_app.storage.vectors import VectorTables
 
@@ -54,11 +54,12 @@ async def only_one(connection: Connection) -> AsyncIterator[bool]:
 
 
 async def choose_search_mode(connection: Connection, collection: Collection) -> str:
-    """Brings `search_mode` and the index in line with the collection's size; returns the mode.
+    """Brings `search_mode` and the indexes in line with the collection's size; returns the mode.
 
     Builds the index without blocking writers, which takes minutes for a million templates. Needs autocommit.
     """
     try:
+        await photo_embeddings.maintain(connection, collection)
         return await _choose_search_mode(connection, collection)
     except asyncpg.UndefinedTableError:
         # Deleted since it was listed.
@@ -71,7 +72,8 @@ async def choose_search_mode(connection: Connection, collection: Collection) -> 
 
 async def _choose_search_mode(connection: Connection, collection: Collection) -> str:
     tables = VectorTables.of(collection)
-    faces = await _count_up_to(connection, tables.embeddings, search.EXACT_MAX_FACES)
+    # Faces that nobody has are not searched.
+    faces = await _count_up_to(connection, f"{tables.embeddings} WHERE person_id IS NOT NULL", search.EXACT_MAX_FACES)
     # Back only well below the border, so that a collection near it does not change with each face.
     if faces <= search.EXACT_MAX_FACES and (collection.search_mode == "exact" or faces > search.EXACT_MAX_FACES // 2):
         return collection.search_mode
@@ -144,12 +146,13 @@ async def sample_embeddings(connection: Connection, collection: Collection, coun
 
 
 async def _sample_percent(connection: Connection, table: str, count: int) -> float:
-    rows = int(await connection.fetchval(f"SELECT count(*) FROM {table}"))
+    rows = int(await connection.fetchval(f"SELECT count(*) FROM {table} WHERE person_id IS NOT NULL"))
     # Ten times as many as wanted: blocks are sampled whole, and neighbours are often of one person.
     return 100.0 if rows <= 10 * count else 1000.0 * count / rows
 
 
 async def _count_up_to(connection: Connection, table: str, limit: int) -> int:
+    """`table`: may have a condition after it."""
     return int(await connection.fetchval(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT {limit + 1:d}) AS counted"))
 
 

@@ -9,31 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
-import tempfile
-import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from io import BytesIO
-from types import TracebackType
-from typing import BinaryIO, ParamSpec, Self, TypeVar, cast
-from xml.etree.ElementTree import ParseError
+from typing import ParamSpec, TypeVar
 
 import urllib3
 from minio import Minio
-from minio.datatypes import Object
-from minio.deleteobjects import DeleteObject
-from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
-from minio.helpers import MIN_PART_SIZE, DictType, check_bucket_name
-from urllib3 import exceptions as http
-from urllib3.connectionpool import ConnectionPool
-from urllib3.util import Retry, Timeout
+from minio.error import S3Error
+from minio.helpers import check_bucket_name
+from urllib3.util import Timeout
 
 from serve_app.errors import ConfigurationError, ObjectStoreUnavailable
+from serve_app.observing.stages import Stage, stage
+from serve_app.storage.minio_bucket import PAGE, Bucket, Spool
+from serve_app.storage.minio_trouble import SETTINGS_BY_CODE, TROUBLE, Retries, reason
 from serve_app.storage.objects import (
     SLICE_BYTES,
     ObjectInfo,
@@ -43,7 +35,6 @@ from serve_app.storage.objects import (
     check_key,
     check_prefix,
     check_range,
-    is_key,
     stream_slices,
 )
 
@@ -51,28 +42,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _THREADS = 32
-_PART_BYTES = 10 << 20
-_PAGE = 1000
 _CHECK_TIMEOUT_S = 5
 _RETRY_AFTER_S = 2
 _RETRIED_STATUSES = (500, 502, 503, 504)
-
-# Besides the client's own errors: answers that are not S3 fail in its XML parser and its conversions.
-_TROUBLE = (MinioException, http.HTTPError, OSError, ParseError, ValueError)
-_CODE = re.compile(r"[A-Za-z0-9]{1,64}", re.ASCII)
-
-_SETTINGS_BY_CODE = {
-    "AccessDenied": "the key in MINIO_ACCESS_KEY may not use the bucket in MINIO_BUCKET",
-    "AuthorizationHeaderMalformed": "MINIO_REGION is not its region",
-    "BadRequest": "it does not understand the request; MINIO_SECURE may be wrong",
-    "IllegalLocationConstraintException": "MINIO_REGION is not its region",
-    "InvalidAccessKeyId": "it does not know the key in MINIO_ACCESS_KEY",
-    "InvalidBucketName": "MINIO_BUCKET is not a bucket name",
-    "InvalidRegion": "MINIO_REGION is not its region",
-    "PermanentRedirect": "MINIO_REGION is not its region",
-    "RequestTimeTooSkewed": "its clock and the clock of this machine differ too much",
-    "SignatureDoesNotMatch": "MINIO_SECRET_KEY does not belong to MINIO_ACCESS_KEY",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +75,11 @@ class MinioObjectStore:
         except ValueError as error:
             raise ConfigurationError(f"MINIO_BUCKET: {error}.") from error
         self._config = config
-        self._bucket = config.bucket
         self._pool = urllib3.PoolManager(
             maxsize=_THREADS,
             block=True,
             timeout=Timeout(connect=config.connect_timeout_s, read=config.read_timeout_s),
-            retries=_Retries(
+            retries=Retries(
                 2,
                 redirect=False,
                 status_forcelist=_RETRIED_STATUSES,
@@ -117,7 +88,7 @@ class MinioObjectStore:
                 respect_retry_after_header=False,
             ),
         )
-        self._client = self._connect("MINIO_ENDPOINT", config.endpoint)
+        self._bucket = Bucket(self._connect("MINIO_ENDPOINT", config.endpoint), config.bucket)
         # Signing needs no connection: the region is given, so this client never asks for it.
         self._signer = self._connect("MINIO_PUBLIC_ENDPOINT", config.public_endpoint or config.endpoint)
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="objects")
@@ -144,22 +115,22 @@ class MinioObjectStore:
     async def prepare(self) -> None:
         """Makes the bucket, if nobody has, and asks for what will be asked for later. Raises ConfigurationError."""
         try:
-            await self._in_thread(self._prepare)
+            await self._in_thread(self._bucket.prepare)
         except S3Error as error:
-            reason = _SETTINGS_BY_CODE.get(error.code or "", _reason(error))
+            why = SETTINGS_BY_CODE.get(error.code or "", reason(error))
             raise ConfigurationError(
-                f"The object store at MINIO_ENDPOINT {self._config.endpoint} cannot be used: {reason}."
+                f"The object store at MINIO_ENDPOINT {self._config.endpoint} cannot be used: {why}."
             ) from error
-        except _TROUBLE as error:
+        except TROUBLE as error:
             raise ConfigurationError(
-                f"No object store answers at MINIO_ENDPOINT {self._config.endpoint}: {_reason(error)}. "
+                f"No object store answers at MINIO_ENDPOINT {self._config.endpoint}: {reason(error)}. "
                 f"MINIO_SECURE is {str(self._config.secure).lower()}."
             ) from error
 
     async def check(self) -> None:
         try:
             async with asyncio.timeout(_CHECK_TIMEOUT_S):
-                await self._run(self._check)
+                await self._run(self._bucket.check)
         except TimeoutError as error:
             raise ObjectStoreUnavailable("The object store did not answer in time.", retry_after_s=_RETRY_AFTER_S) from error
 
@@ -170,7 +141,7 @@ class MinioObjectStore:
 
     async def put(self, key: str, data: bytes, content_type: str) -> None:
         check_key(key)
-        await self._run(self._put, key, data, content_type)
+        await self._run(self._bucket.put, key, data, content_type)
 
     async def put_stream(self, key: str, chunks: AsyncIterator[bytes], content_type: str) -> int:
         """Takes in the whole object, over 10 MiB in an unnamed temporary file, before anything is sent.
@@ -178,7 +149,7 @@ class MinioObjectStore:
         So a sender that is slow holds neither a thread nor a connection, and one that leaves no parts of an upload.
         """
         check_key(key)
-        spool = _Spool()
+        spool = Spool()
         waiting = bytearray()
         try:
             async for chunk in chunks:
@@ -187,7 +158,7 @@ class MinioObjectStore:
                     await self._run(spool.write, bytes(waiting))
                     waiting.clear()
             await self._run(spool.write, bytes(waiting))
-            return await self._run(self._put_spool, key, spool, content_type)
+            return await self._run(self._bucket.put_spool, key, spool, content_type)
         finally:
             # Not awaited: a cancelled caller must not wait, and its thread may still be at it.
             try:
@@ -197,25 +168,25 @@ class MinioObjectStore:
 
     async def get(self, key: str) -> bytes:
         check_key(key)
-        return await self._run(self._get, key)
+        return await self._run(self._bucket.get, key)
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         check_key(key)
         check_range(start, length)
-        return (await self._run(self._slice, key, start, length, None)).data
+        return (await self._run(self._bucket.slice, key, start, length, None)).data
 
     def stream(self, key: str, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
         check_key(key)
         check_range(start, length)
 
         async def read(at: int, size: int, version: str | None) -> Slice:
-            return await self._run(self._slice, key, at, size, version)
+            return await self._run(self._bucket.slice, key, at, size, version)
 
         return stream_slices(read, start, length)
 
     async def stat(self, key: str) -> ObjectInfo:
         check_key(key)
-        return await self._run(self._stat, key)
+        return await self._run(self._bucket.stat, key)
 
     async def exists(self, key: str) -> bool:
         try:
@@ -226,14 +197,14 @@ class MinioObjectStore:
 
     async def delete(self, key: str) -> None:
         check_key(key)
-        await self._run(self._delete, key)
+        await self._run(self._bucket.delete, key)
 
     async def delete_many(self, keys: Iterable[str]) -> None:
         wanted = iter(keys)
-        while batch := tuple(itertools.islice(wanted, _PAGE)):
+        while batch := tuple(itertools.islice(wanted, PAGE)):
             for key in batch:
                 check_key(key)
-            await self._run(self._delete_batch, batch)
+            await self._run(self._bucket.delete_batch, batch)
 
     def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         check_prefix(prefix)
@@ -243,212 +214,24 @@ class MinioObjectStore:
         """A URL of MINIO_PUBLIC_ENDPOINT: clients read from the object store, not through Kinlens."""
         check_key(key)
         check_expires(expires_s)
-        return self._signer.presigned_get_object(self._bucket, key, expires=timedelta(seconds=expires_s))
+        return self._signer.presigned_get_object(self._config.bucket, key, expires=timedelta(seconds=expires_s))
 
     async def _list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        listing = self._client.list_objects(self._bucket, prefix=prefix, recursive=True)
-        while page := await self._run(self._page, listing):
+        listing = self._bucket.listing(prefix)
+        while page := await self._run(self._bucket.page, listing):
             for info in page:
                 if info is not None:
                     yield info
 
-    # What follows runs on the store's threads, and raises what the client raises.
-
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if self._closed:
             raise ObjectStoreUnavailable("The object store is closed.", retry_after_s=_RETRY_AFTER_S)
-        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(function, *args, **kwargs))
+        with stage(Stage.OBJECTS):
+            return await asyncio.get_running_loop().run_in_executor(self._executor, partial(function, *args, **kwargs))
 
     async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await self._in_thread(function, *args, **kwargs)
-        except _TROUBLE as error:
+        except TROUBLE as error:
             # Not str(error): it can hold an address of the inner network or the body of an answer.
-            raise ObjectStoreUnavailable(
-                f"The object store failed: {_reason(error)}.", retry_after_s=_RETRY_AFTER_S
-            ) from error
-
-    def _prepare(self) -> None:
-        try:
-            exists = self._client.bucket_exists(self._bucket)
-        except S3Error as error:
-            if error.code != "AccessDenied":
-                raise
-            exists = True  # the answer to HEAD has no body that says more; the one below has
-        if not exists:
-            try:
-                self._client.make_bucket(self._bucket)
-            except S3Error as error:
-                # Somebody was faster; if that was somebody else's account, the listing is refused.
-                if error.code not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
-                    raise
-        # Not recursive: the top level of the bucket is one entry.
-        next(iter(self._client.list_objects(self._bucket)), None)
-
-    def _check(self) -> None:
-        if not self._client.bucket_exists(self._bucket):
-            raise ObjectStoreUnavailable("The bucket of the object store is gone.", retry_after_s=_RETRY_AFTER_S)
-
-    def _put(self, key: str, data: bytes, content_type: str) -> None:
-        # One request, whatever the size: the bytes are in memory anyway, and parts would be three threads and two
-        # requests more.
-        part_size = max(len(data), MIN_PART_SIZE)
-        self._client.put_object(self._bucket, key, BytesIO(data), len(data), content_type, part_size=part_size)
-
-    def _put_spool(self, key: str, spool: _Spool, content_type: str) -> int:
-        with spool.opened() as (file, size):
-            # Parts one after another: the client leaves the threads of parallel ones behind when an upload fails.
-            self._client.put_object(self._bucket, key, file, size, content_type, part_size=_PART_BYTES, num_parallel_uploads=1)
-            return size
-
-    @contextmanager
-    def _response(
-        self, key: str, start: int = 0, length: int = 0, headers: DictType | None = None
-    ) -> Iterator[urllib3.BaseHTTPResponse]:
-        try:
-            response = self._client.get_object(self._bucket, key, start, length, request_headers=headers)
-        except S3Error as error:
-            if error.code == "NoSuchKey":
-                raise ObjectMissing(key) from None
-            raise
-        try:
-            yield response
-        finally:
-            response.close()
-            response.release_conn()
-
-    def _get(self, key: str) -> bytes:
-        with self._response(key) as response:
-            return response.read()
-
-    def _slice(self, key: str, start: int, length: int, version: str | None) -> Slice:
-        try:
-            with self._response(key, start, length, {"If-Match": version} if version else None) as response:
-                if response.status != 206 and (start > 0 or int(response.headers.get("Content-Length", length + 1)) > length):
-                    raise ObjectStoreUnavailable("The object store serves no ranges.", retry_after_s=_RETRY_AFTER_S)
-                data = response.read()
-                total = response.headers.get("Content-Range", "").rpartition("/")[2]
-                return Slice(data, int(total) if total.isdecimal() else start + len(data), response.headers.get("ETag", ""))
-        except S3Error as error:
-            if error.code == "InvalidRange":  # past the end; every range is, of an empty object
-                return Slice(b"", start, version or "")
-            if error.code == "PreconditionFailed":
-                raise ObjectStoreUnavailable(
-                    "The object was replaced while it was read.", retry_after_s=_RETRY_AFTER_S
-                ) from error
-            raise
-
-    def _stat(self, key: str) -> ObjectInfo:
-        try:
-            found = self._client.stat_object(self._bucket, key)
-        except S3Error as error:
-            if error.code != "NoSuchKey":
-                raise
-            self._check()  # the 404 to a HEAD does not say what is missing: the object or the bucket
-            raise ObjectMissing(key) from None
-        if found.size is None or found.last_modified is None:
-            raise ObjectStoreUnavailable("The object store tells no size or time.", retry_after_s=_RETRY_AFTER_S)
-        return ObjectInfo(key, found.size, found.last_modified)
-
-    def _delete(self, key: str) -> None:
-        try:
-            self._client.remove_object(self._bucket, key)
-        except S3Error as error:
-            if error.code != "NoSuchKey":
-                raise
-
-    def _delete_batch(self, keys: Iterable[str]) -> None:
-        failed = [
-            error
-            for error in self._client.remove_objects(self._bucket, [DeleteObject(key) for key in keys])
-            if error.code != "NoSuchKey"
-        ]
-        if failed:
-            raise ObjectStoreUnavailable(
-                f"The object store did not delete {len(failed)} objects ({_plain(failed[0].code)}).",
-                retry_after_s=_RETRY_AFTER_S,
-            )
-
-    @staticmethod
-    def _page(listing: Iterator[Object]) -> tuple[ObjectInfo | None, ...]:
-        """The next objects, None for what is not ours; nothing at the end."""
-        return tuple(
-            ObjectInfo(found.object_name, found.size, found.last_modified)
-            if found.object_name and is_key(found.object_name) and found.size is not None and found.last_modified
-            else None
-            for found in itertools.islice(listing, _PAGE)
-        )
-
-
-class _Spool:
-    """Bytes on their way in: in memory up to 10 MiB, then in an unnamed temporary file.
-
-    The lock is for a caller that is cancelled: its thread goes on while `close` is called from another.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._file = tempfile.SpooledTemporaryFile(max_size=_PART_BYTES)  # noqa: SIM115  closed by whoever made the spool
-
-    def write(self, data: bytes) -> None:
-        with self._lock:
-            self._file.write(data)
-
-    @contextmanager
-    def opened(self) -> Iterator[tuple[BinaryIO, int]]:
-        """The file at its start, and its size in bytes."""
-        with self._lock:
-            size = self._file.tell()
-            self._file.seek(0)
-            yield cast(BinaryIO, self._file), size
-
-    def close(self) -> None:
-        with self._lock:
-            self._file.close()
-
-
-class _Retries(Retry):
-    """Retries, except of a request that was not answered in time: three times 30 s help nobody."""
-
-    def increment(
-        self,
-        method: str | None = None,
-        url: str | None = None,
-        response: urllib3.BaseHTTPResponse | None = None,
-        error: Exception | None = None,
-        _pool: ConnectionPool | None = None,
-        _stacktrace: TracebackType | None = None,
-    ) -> Self:
-        if isinstance(error, http.ReadTimeoutError):
-            raise error
-        return super().increment(method, url, response, error, _pool, _stacktrace)
-
-
-def _plain(code: str | None) -> str:
-    """An error code of the server; what does not look like one is not passed on."""
-    return code if code is not None and _CODE.fullmatch(code) else "an unknown error"
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, in words that say nothing of addresses and credentials."""
-    if isinstance(error, http.MaxRetryError) and error.reason is not None:
-        error = error.reason
-    match error:
-        case S3Error():
-            return f"it answered {_plain(error.code)}"
-        case ServerError():
-            return f"it answered HTTP {error.status_code}"
-        case InvalidResponseError():
-            return "its answer is not S3"
-        case http.NewConnectionError():
-            return "it cannot be reached"
-        case http.TimeoutError():
-            return "it did not answer in time"
-        case http.SSLError():
-            return "the TLS connection failed"
-        case http.HTTPError():
-            return "the connection broke"
-        case OSError():
-            return error.strerror or type(error).__name__
-        case _:
-            return "its answer is not S3"
+            raise ObjectStoreUnavailable(f"The object store failed: {reason(error)}.", retry_after_s=_RETRY_AFTER_S) from error

@@ -6,14 +6,16 @@ names and nothing that a client wrote, so that it may stand in a URL, a log or a
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-from serve_app.photos import THUMBNAIL_SIDES_PX, ThumbnailFormat
+from serve_app.photos import FACE_THUMBNAIL_SIDES_PX, THUMBNAIL_SIDES_PX, ThumbnailFormat
 
 MAX_KEY_LENGTH = 512
 MAX_EXPIRES_S = 7 * 24 * 3600
@@ -205,6 +207,36 @@ def thumbnail_image(key: str) -> UUID | None:
     """The id of the picture that `key` is a thumbnail of; None for any other key."""
     found = _THUMBNAIL.fullmatch(key)
     return None if found is None else UUID(hex=found[1])
+
+
+_FACE_THUMBNAIL = re.compile(r"collections/[0-9]+/face-thumbnails/[0-9]+/[0-9a-f]{2}/([0-9a-f]{32})-([0-9a-f]{12})\.[a-z]+")
+
+
+def box_version(box: Sequence[float]) -> str:
+    """What tells the box of a face from any other it had: a thumbnail of the face is of one box."""
+    return hashlib.blake2s(struct.pack("<4f", *box), digest_size=6).hexdigest()
+
+
+def face_thumbnail_key(collection_key: int, face_id: UUID, version: str, side_px: int, image_format: ThumbnailFormat) -> str:
+    """A square cut around a face. `version`: of its box."""
+    prefix = f"{collection_prefix(collection_key)}face-thumbnails/{side_px}/"
+    return f"{prefix}{_sharded(face_id)}-{version}.{_THUMBNAIL_SUFFIXES[image_format]}"
+
+
+def face_thumbnail_keys(collection_key: int, face_id: UUID, box: Sequence[float]) -> list[str]:
+    """Every thumbnail that a face with this box may have, made or not."""
+    version = box_version(box)
+    return [
+        face_thumbnail_key(collection_key, face_id, version, side_px, image_format)
+        for side_px in FACE_THUMBNAIL_SIDES_PX
+        for image_format in ThumbnailFormat
+    ]
+
+
+def thumbnail_face(key: str) -> tuple[UUID, str] | None:
+    """The id of the face that `key` is a thumbnail of, and the version of its box; None for any other key."""
+    found = _FACE_THUMBNAIL.fullmatch(key)
+    return None if found is None else (UUID(hex=found[1]), found[2])
 
 
 def _sharded(identity: UUID) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serve_app.storage.database import Connection
-from serve_app.storage.objects import thumbnail_image
+from serve_app.storage.objects import box_version, thumbnail_face, thumbnail_image
 
 BACKUP_LOCK = 0x6B6C6261636B7570
 """Advisory lock: held while a backup runs, so that no object vanishes between its rows and its bytes."""
@@ -76,8 +76,8 @@ async def still_pending(connection: Connection, object_keys: Sequence[str]) -> i
 
 
 async def known_keys(connection: Connection, object_keys: Sequence[str]) -> set[str]:
-    """Those of `object_keys` that a row names, that are thumbnails of a picture there is, or that wait here for their
-    deletion, by name or with all their collection's."""
+    """Those of `object_keys` that a row names, that are thumbnails of a picture there is or of a face where it is now, or that
+    wait here for their deletion, by name or with all their collection's."""
     thumbnails = {key: image_id for key in object_keys if (image_id := thumbnail_image(key)) is not None}
     rows = await connection.fetch(
         "SELECT object_key AS key FROM images WHERE object_key = ANY($1::text[])"
@@ -96,7 +96,19 @@ async def known_keys(connection: Connection, object_keys: Sequence[str]) -> set[
         rows = await connection.fetch("SELECT id FROM images WHERE id = ANY($1::uuid[])", [*set(thumbnails.values())])
         present = {row["id"] for row in rows}
         known |= {key for key, image_id in thumbnails.items() if image_id in present}
-    return known
+    return known | await _thumbnails_of_faces(connection, object_keys)
+
+
+async def _thumbnails_of_faces(connection: Connection, object_keys: Sequence[str]) -> set[str]:
+    shown = {key: found for key in object_keys if (found := thumbnail_face(key)) is not None}
+    if not shown:
+        return set()
+    rows = await connection.fetch(
+        "SELECT id, bbox FROM faces WHERE id = ANY($1::uuid[]) AND bbox IS NOT NULL",
+        [*{face_id for face_id, _ in shown.values()}],
+    )
+    present = {(row["id"], box_version(row["bbox"])) for row in rows}
+    return {key for key, found in shown.items() if found in present}
 
 
 def _collection_of(key: str) -> str:

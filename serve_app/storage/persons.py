@@ -9,7 +9,8 @@ from uuid import UUID
 import asyncpg
 
 from serve_app.errors import AlreadyExists, NotFound
-from serve_app.people import Collection, Metadata, Person
+from serve_app.identity.people import Collection, Metadata, Person
+from serve_app.storage import vectors
 from serve_app.storage.database import Connection, Row
 from serve_app.storage.vectors import VectorTables
 
@@ -119,6 +120,7 @@ async def update(tx: Connection, collection: Collection, person_id: UUID, change
 
 async def delete(tx: Connection, collection: Collection, person_ids: Sequence[UUID]) -> int:
     """Their faces must be gone already."""
+    await vectors.forget_elsewhere(tx, collection, person_ids)
     status = await tx.execute(
         "DELETE FROM persons WHERE id = ANY($1::uuid[]) AND collection_key = $2", list(person_ids), collection.key
     )

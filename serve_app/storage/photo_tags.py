@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from serve_app.people import Collection
+from serve_app.identity.people import Collection
 from serve_app.storage.database import Connection
 
 

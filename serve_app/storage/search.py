@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from serve_app.faces import FloatArray
-from serve_app.people import Candidate, Collection, SearchFilter
+from serve_app.identity.people import Candidate, Collection, SearchFilter
 from serve_app.storage.database import Connection, Row
 from serve_app.storage.vectors import VectorTables
 
@@ -87,6 +87,10 @@ def exact_sql(collection: Collection, probe: FloatArray, top_k: int, wanted: Sea
         persons.append(f"e.person_id = ANY({query.bind(list(wanted.person_ids))}::uuid[])")
     if wanted.exclude_person_ids:
         persons.append(f"e.person_id <> ALL({query.bind(list(wanted.exclude_person_ids))}::uuid[])")
+    if not wanted.hidden:
+        persons.append(
+            f"e.person_id NOT IN (SELECT id FROM persons WHERE collection_key = {collection.key:d} AND hidden)"
+        )  # fmt: skip
     if wanted.metadata:
         persons.append(
             "e.person_id = ANY(ARRAY(SELECT id FROM persons"
@@ -106,6 +110,8 @@ def templates_sql(collection: Collection, probe: FloatArray, top_k: int, wanted:
     # everybody who fulfils it, and sorts them by distance.
     if wanted.metadata:
         conditions.append(f"(SELECT p.metadata @> {query.bind(wanted.metadata)} FROM persons p WHERE p.id = t.person_id)")
+    if not wanted.hidden:
+        conditions.append("(SELECT NOT p.hidden FROM persons p WHERE p.id = t.person_id)")
     if wanted.by_date:
         dates = _date_condition(query, "f", wanted)
         conditions.append(f"(SELECT true FROM faces f WHERE f.person_id = t.person_id AND {dates} LIMIT 1)")
@@ -149,7 +155,8 @@ def _ranked(
         dates = f"AND EXISTS (SELECT 1 FROM faces d WHERE d.id = e.face_id AND {_date_condition(query, 'd', wanted)})"
     # The face is looked up after: to carry it along, every face would have to be sorted.
     return f"""
-        SELECT best.person_id, nearest.face_id, -best.distance AS similarity, p.external_id, p.name, p.metadata
+        SELECT best.person_id, nearest.face_id, -best.distance AS similarity, p.external_id, p.name, p.metadata,
+               p.do_not_recognise
         FROM (
             SELECT e.person_id, min(e.embedding <#> {vector}) AS distance
             FROM {embeddings} e
@@ -214,4 +221,5 @@ def _candidate(row: Row) -> Candidate:
         row["face_id"],
         # Rounding of halfs can end a hair above 1.
         max(-1.0, min(1.0, float(row["similarity"]))),
+        row["do_not_recognise"],
     )

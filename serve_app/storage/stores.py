@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from config.settings import Settings
 from serve_app.errors import ConfigurationError
 from serve_app.storage.local_objects import LocalObjectStore
@@ -9,7 +11,7 @@ from serve_app.storage.minio_objects import MinioConfig, MinioObjectStore
 from serve_app.storage.objects import ObjectStore
 
 
-def open_object_store(settings: Settings, signing_key: bytes) -> ObjectStore:
+def open_object_store(settings: Settings, signing_key: bytes | Callable[[], bytes]) -> ObjectStore:
     """MinIO where MINIO_ENDPOINT is set, else the folder DATA_DIR/objects. Call `prepare` before anything else.
 
     signing_key: secret of the local store's presigned URLs, at least 16 bytes; ValueError for a shorter one. Raises

@@ -25,9 +25,9 @@ from deployments.models.loading import load_attribute_models, load_detector
 from deployments.models.packs import Pack, PackLocation, wheel_folder
 from deployments.models.session import Device, Session, TensorInfo, create_session
 from serve_app.attributes import Attribute
-from serve_app.chips import cut_chips
 from serve_app.faces import Chips, ChipSpec, DetectionOptions, Detections, FloatArray, Frame
-from serve_app.images import ImageLimits, decode
+from serve_app.imaging.chips import cut_chips
+from serve_app.imaging.images import ImageLimits, decode
 from tests import data
 
 LIMITS = ImageLimits(1 << 26, 50_000_000)

@@ -17,10 +17,10 @@ from deployments.models.packs import Pack, PackLocation
 from deployments.models.pulling import pull_model
 from deployments.models.session import Device, create_session
 from serve_app.attributes import Attribute
-from serve_app.chips import cut_chips
 from serve_app.errors import ConfigurationError
 from serve_app.faces import ChipArray, ChipSpec, FloatArray, Frame
-from serve_app.images import ImageLimits, decode
+from serve_app.imaging.chips import cut_chips
+from serve_app.imaging.images import ImageLimits, decode
 from tests import data
 
 NAME = "faceapi_emotion"

@@ -36,7 +36,7 @@ from deployments.models.session import Device
 from serve_app.attributes import Attribute
 from serve_app.errors import ConfigurationError, ImageError
 from serve_app.faces import ALL_FACES, ChipArray, ChipSpec, DetectionOptions, FloatArray, Frame
-from serve_app.images import ImageLimits
+from serve_app.imaging.images import ImageLimits
 from tests import data
 
 ResultT = TypeVar("ResultT")

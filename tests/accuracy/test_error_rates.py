@@ -12,7 +12,7 @@ from deployments.models.loading import load_detector
 from deployments.models.packs import Pack, PackLocation, resolve
 from deployments.models.session import Device
 from serve_app.faces import DetectionOptions, Detections
-from serve_app.images import ImageLimits
+from serve_app.imaging.images import ImageLimits
 from tests import data
 
 

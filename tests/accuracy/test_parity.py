@@ -15,7 +15,7 @@ from deployments.models.session import Device, create_session, session_options
 from deployments.models.yunet import YuNet
 from serve_app.errors import ImageError
 from serve_app.faces import RGBImage
-from serve_app.images import ImageLimits, align, decode
+from serve_app.imaging.images import ImageLimits, align, decode
 from tests import data
 
 LIMITS = ImageLimits(20 << 20, 50_000_000)

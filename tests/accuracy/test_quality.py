@@ -17,7 +17,7 @@ from deployments.models.packs import PackLocation, resolve
 from deployments.models.recognizer import Recognizer
 from deployments.models.session import Device
 from serve_app.faces import ALL_FACES, DetectionOptions, Detections, FaceQuality, FloatArray, Occlusion, RGBImage
-from serve_app.images import ImageLimits, decode, encode_png, similarity_transforms
+from serve_app.imaging.images import ImageLimits, decode, encode_png, similarity_transforms
 from serve_app.services.review import ReviewLimits, review_quality
 from tests import data
 

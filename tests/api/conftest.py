@@ -33,13 +33,15 @@ from serve_app.faces import (
     l2_normalize,
 )
 from serve_app.gallery import open_gallery
-from serve_app.images import ImageLimits, sniff
+from serve_app.imaging.images import ImageLimits, sniff
+from serve_app.imaging.regions import Region
 from serve_app.photos import PictureInfo, ThumbnailFormat
-from serve_app.services.analysis import FaceAnalysis
+from serve_app.services.access import access_limits, open_access
+from serve_app.services.analysis import Analyzer, FaceAnalysis
 from serve_app.services.fetching import ImageFetcher
 from serve_app.services.models import FileInfo, ModelInfo
 from serve_app.services.pictures import PictureReader
-from serve_app.services.pipeline import FacePipeline
+from serve_app.services.pipeline import Detector, Embedder, FacePipeline
 from serve_app.services.verification import Verification
 from serve_app.storage.database import Dsn
 from serve_app.storage.local_objects import LocalObjectStore
@@ -178,6 +180,9 @@ class FakePictures:
     async def thumbnail(self, image: bytes, side_px: int, image_format: ThumbnailFormat) -> bytes:
         return f"{image_format} {side_px} ".encode() + self._read(image).encode() + image
 
+    async def cut(self, image: bytes, region: Region, side_px: int, image_format: ThumbnailFormat) -> bytes:
+        return await self.thumbnail(image, side_px, image_format)
+
     def _read(self, image: bytes) -> str:
         if self.error is not None:
             raise self.error
@@ -230,22 +235,21 @@ def no_database() -> str:
 
 
 def make_services(
-    detector: FakeDetector,
-    embedder: FakeEmbedder,
+    detector: Detector,
+    embedder: Embedder,
     settings: dict[str, object],
     dsn: Dsn = no_database,
     objects: ObjectStore | None = None,
-    analyzer: FakeAnalyzer | None = None,
+    analyzer: Analyzer | None = None,
     pictures: PictureReader | None = None,
+    model: ModelInfo | None = None,
 ) -> Services:
     point, places = settings.pop("point", True), int(str(settings.pop("places", 64)))
     configured = Settings.model_validate({"api_key": None, **settings})
     limits = ImageLimits(configured.max_image_bytes, configured.max_image_pixels)
-    analysis = FaceAnalysis(analyzer or FakeAnalyzer(), ATTRIBUTE_MODELS, MISSING)
-    pipeline = FacePipeline(detector, embedder, analysis, limits)
     operating_point = OperatingPoint("fake-model", "made up", 0.36, 0.30, 0.001, 0.02) if point else None
     file = FileInfo("yunet", "detector.onnx", "0" * 64, "v1")
-    model = ModelInfo(
+    model = model or ModelInfo(
         "fake",
         "Fake",
         "MIT",
@@ -262,11 +266,13 @@ def make_services(
         ATTRIBUTE_MODELS,
         MISSING,
     )
+    analysis = FaceAnalysis(analyzer or FakeAnalyzer(), model.attribute_models, model.missing_attributes)
+    pipeline = FacePipeline(detector, embedder, analysis, limits)
     return Services(
         settings=configured,
-        api_key=KEY,
+        access=open_access(KEY, dsn, access_limits(configured)),
         pipeline=pipeline,
-        verification=Verification(pipeline, "fake-model", DIM, operating_point),
+        verification=Verification(pipeline, model.embedding_model, model.dim, model.point),
         fetcher=ImageFetcher(
             allowed=configured.allow_image_urls,
             limits=limits,

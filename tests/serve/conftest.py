@@ -14,7 +14,8 @@ import httpx
 import psutil
 import pytest
 
-from serve_app.service import free_port
+from serve_app.ports import free_port
+from tests.collector import Collector, collecting_server
 
 KEY = "serve-tests-key-0123456789"
 
@@ -79,8 +80,20 @@ def start(folder: Path, **environment: str) -> tuple[subprocess.Popen[bytes], Se
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    process, instance = start(tmp_path_factory.mktemp("served"))
+def collector() -> Iterator[Collector]:
+    with collecting_server() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Served]:
+    """Only requests whose client traces them are traced."""
+    process, instance = start(
+        tmp_path_factory.mktemp("served"),
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20of-the-collector",
+        OTEL_TRACES_SAMPLER="parentbased_always_off",
+    )
     yield instance
     stop(process)
 

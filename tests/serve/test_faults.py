@@ -166,7 +166,10 @@ def test_changed_user_config_takes_effect_without_a_restart(served: Served, tmp_
         assert done.returncode == 0, done.stdout + done.stderr
         script = subprocess.run(
             [sys.executable, "-c", READ_BATCHING, str(data_dir / "instance.json")],
-            env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"},
+            env=os.environ | {
+                # As serve_app/environment.py has it: the cluster is on loopback.
+                "RAY_AUTH_MODE": "token", "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            },
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert "batching 6 0.004" in script.stdout, script.stdout + script.stderr
@@ -192,7 +195,7 @@ def test_mistakes_in_the_config_are_refused_by_name(tmp_path: Path, old: str, ne
     assert old in text
     path = tmp_path / "bad.yaml"
     path.write_text(text.replace(old, new))
-    from serve_app.service import free_port
+    from serve_app.ports import free_port
 
     done = kinlens("up", "--config", str(path), DATA_DIR=str(tmp_path / "data"), PORT=str(free_port()))
     assert done.returncode == 2 and named in done.stderr and "Traceback" not in done.stderr, done.stderr
@@ -210,7 +213,7 @@ def test_mistakes_in_the_config_are_refused_by_name(tmp_path: Path, old: str, ne
     ],
 )
 def test_mistakes_in_the_settings_are_refused_by_name(tmp_path: Path, environment: dict[str, str], named: str) -> None:
-    from serve_app.service import free_port
+    from serve_app.ports import free_port
 
     base = {"DATA_DIR": str(tmp_path / "data"), "PORT": str(free_port()), "MODEL_ROOT": str(tmp_path)}
     done = kinlens("up", **{**base, **environment})

@@ -49,6 +49,8 @@ async def execute(dsn: str, statement: str) -> None:
 
 @pytest.fixture(scope="session")
 def template_dsn(postgres_server: str) -> str:
+    # Of a run before, where the server is a given one.
+    asyncio.run(execute(postgres_server, f"DROP DATABASE IF EXISTS {TEMPLATE} WITH (FORCE)"))
     asyncio.run(execute(postgres_server, f"CREATE DATABASE {TEMPLATE}"))
     schema.upgrade(with_database(postgres_server, TEMPLATE))
     return postgres_server
@@ -157,6 +159,7 @@ async def make_stored(database_dsn: str, tmp_path: Path) -> AsyncIterator[MakeSt
     yield make
     for world in worlds:
         await world.client.aclose()
+        await world.services.access.close()
         await world.gallery.close()
 
 

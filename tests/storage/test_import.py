@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +14,9 @@ from pydantic import TypeAdapter
 from serve_app.api.person_fields import ExternalId
 from serve_app.errors import AlreadyExists, ConfigurationError, Overloaded
 from serve_app.faces import FloatArray, l2_normalize
-from serve_app.import_sources import CsvSource, FolderSource, Source, open_source
-from serve_app.importing import Importer, ImportOptions, Outcome, Summary
-from serve_app.people import Collection, EmbeddingContract, SearchFilter
+from serve_app.identity.people import Collection, EmbeddingContract, SearchFilter
+from serve_app.imports.import_sources import CsvSource, FolderSource, Source, open_source
+from serve_app.imports.importing import Importer, ImportOptions, Outcome, Summary
 from serve_app.services import vector_import
 from serve_app.services.checks import check_all
 from serve_app.services.vector_import import LoadedVectors, load_vectors, read_vectors
@@ -322,23 +321,3 @@ def test_bytes_numbers_and_spaces_name_persons(tmp_path: Path) -> None:
     assert read_vectors(save(tmp_path / "n.npz", rows, [7, 7, 10, 2]), DIM, external_id).names == ("2", "7", "10")
     spaced = read_vectors(save(tmp_path / "s.npz", rows, ["a", " a", "a ", "b"]), DIM, external_id)
     assert spaced.names == ("a", "b") and spaced.starts.tolist() == [0, 3, 4] and sorted(spaced.order[:3]) == [0, 1, 2]
-
-
-def test_the_report_is_a_csv_with_a_line_a_file(tmp_path: Path) -> None:
-    from serve_app.cli_import import _report
-
-    with _report(tmp_path / "r.csv") as record:
-        record(Outcome('a, "b".jpg', "p", "refused", "", "no_face_detected", "Nobody."))
-        # Already there: what is done is kept when the import is killed.
-        with (tmp_path / "r.csv").open(encoding="utf-8") as stream:
-            lines = list(csv.DictReader(stream))
-    assert lines == [
-        {
-            "file": 'a, "b".jpg',
-            "external_id": "p",
-            "status": "refused",
-            "face_id": "",
-            "code": "no_face_detected",
-            "detail": "Nobody.",
-        }
-    ]

@@ -23,12 +23,14 @@ from typing import Any
 import asyncpg
 import pytest
 
-from serve_app import postgres_cluster, postgres_programs
 from serve_app.errors import ConfigurationError, DatabaseUnavailable
-from serve_app.local import EmbeddedPostgres, binaries, dsn
-from serve_app.postgres_address import Address, free_port
-from serve_app.postgres_config import Machine, server_settings
-from serve_app.postgres_programs import check_processor
+from serve_app.ports import free_port
+from serve_app.postgres import cluster as postgres_cluster
+from serve_app.postgres import programs as postgres_programs
+from serve_app.postgres.address import Address
+from serve_app.postgres.config import Machine, server_settings
+from serve_app.postgres.local import EmbeddedPostgres, binaries, dsn
+from serve_app.postgres.programs import check_processor
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 1 << 30
@@ -38,7 +40,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="what root does")
 USE = """
 import sys
 from pathlib import Path
-from serve_app.local import EmbeddedPostgres
+from serve_app.postgres.local import EmbeddedPostgres
 with EmbeddedPostgres(Path(sys.argv[1])):
     print("in", flush=True)
     sys.stdin.read()
@@ -214,7 +216,7 @@ def test_a_taken_port_is_given_up(folder: Path) -> None:
 def test_a_port_taken_at_the_last_moment_is_given_up_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         ports = iter([other.getsockname()[1]])
-        monkeypatch.setattr("serve_app.postgres_cluster.free_port", lambda wanted=0: next(ports, None) or free_port(wanted))
+        monkeypatch.setattr("serve_app.postgres.cluster.free_port", lambda wanted=0: next(ports, None) or free_port(wanted))
         with EmbeddedPostgres(folder):
             assert ask(folder, "SELECT 1") == 1
 

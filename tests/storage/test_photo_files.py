@@ -15,7 +15,7 @@ from PIL import Image
 
 from deployments.models.pictures import InspectRequest, PictureEngine, ThumbnailRequest
 from serve_app.errors import DatabaseUnavailable, DeadlineExceeded, InvalidImage, ObjectStoreUnavailable, Overloaded
-from serve_app.images import ImageLimits
+from serve_app.imaging.images import ImageLimits
 from serve_app.photos import PictureInfo, ThumbnailFormat
 from serve_app.services.thumbnails import Thumbnails
 from serve_app.storage.objects import ObjectMissing

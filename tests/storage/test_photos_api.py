@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from serve_app.errors import InvalidImage, ObjectStoreUnavailable
-from serve_app.photos import PictureInfo, ThumbnailFormat
+from serve_app.photos import PictureInfo, PictureTexts, ThumbnailFormat
 from serve_app.services.garbage import GarbageCollector
 from serve_app.services.photos import Upload
 from serve_app.services.writing import Once
@@ -82,8 +82,9 @@ class TestUpload:
     async def test_what_is_known_of_a_photo(self, stored_everywhere: StoredWorld) -> None:
         world = stored_everywhere
         info = PictureInfo(
-            "JPEG", 4000, 3000, 6, datetime(2024, 5, 1, 12, 30), 120, "Canon EOS R6", "RF24-105", 41.9, 12.5, 21.0
-        )
+            "JPEG", 4000, 3000, 6, datetime(2024, 5, 1, 12, 30), 120, "Canon EOS R6", "RF24-105", 41.9, 12.5, 21.0,
+            PictureTexts("Forum", "At noon", ("ruins", "sun"), city="Roma", country="Italia"),
+        )  # fmt: skip
         photo = await add(world, 1, info, folder="/Italy/Rome/", tags='["b", " a", "a"]')
         data = picture(1)
         assert photo == {
@@ -91,9 +92,11 @@ class TestUpload:
             "size_bytes": len(data), "format": "JPEG", "width_px": 4000, "height_px": 3000,
             "taken_at": "2024-05-01T10:30:00Z", "taken_local": "2024-05-01T12:30:00", "taken_offset_min": 120,
             "camera": "Canon EOS R6", "lens": "RF24-105", "latitude": 41.9, "longitude": 12.5, "altitude_m": 21.0,
+            "title": "Forum", "caption": "At noon", "keywords": ["ruins", "sun"],
+            "place": {"sublocation": None, "city": "Roma", "state": None, "country": "Italia"},
             "tags": ["a", "b"], "face_count": 0, "created_at": photo["created_at"], "updated_at": photo["updated_at"],
         }  # fmt: skip
-        assert (await world.client.get(f"{PHOTOS}/{photo['id']}")).json() == photo
+        assert (await world.client.get(f"{PHOTOS}/{photo['id']}")).json() == photo | {"faces": []}
         (key,) = await world.object_keys()
         assert await world.gallery.objects.get(key) == data
         library = (await world.client.get("/api/v1/collections/library")).json()
@@ -370,7 +373,7 @@ class TestListing:
         await add(stored, 1)
         photo = (await stored.client.get("/api/photos?limit=1")).json()["items"][0]
         assert photo["file_name"] == "1.jpg"
-        assert (await stored.client.get(f"/api/photos/{photo['id']}")).json() == photo
+        assert (await stored.client.get(f"/api/photos/{photo['id']}")).json() == photo | {"faces": []}
         assert (await stored.client.get("/api/photos?colour=red")).status_code == 422
         answer = await stored.client.post("/api/photos/upload", files={"files": ("2.jpg", picture(2))})
         assert answer.json()["created"] == 1

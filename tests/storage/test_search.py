@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from serve_app.faces import FloatArray, l2_normalize
-from serve_app.people import Collection, EmbeddingContract, Metadata, NewFace, SearchFilter, new_id
+from serve_app.identity.people import Collection, EmbeddingContract, Metadata, NewFace, SearchFilter, new_id
 from serve_app.storage import collections, faces, maintenance, persons, search, vectors
 from serve_app.storage.bulk import BulkPerson, load
 from serve_app.storage.database import Connection, Database
@@ -257,6 +257,28 @@ async def test_a_shrunk_collection_goes_back_to_exact(database: Database, large:
         )
         assert await maintenance.choose_search_mode(connection, collection) == "exact"
         assert (await maintenance.index_state(connection, collection)).index_bytes is None
+
+
+async def test_faces_that_nobody_has_are_neither_found_nor_counted(
+    database: Database, collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "EXACT_MAX_FACES", 500)
+    rng = np.random.default_rng(8)
+    ids, centers = await populate(database, collection, 40)
+    tables = VectorTables.of(collection)
+    async with database.dedicated() as connection:
+        # The nearest of all are nobody's.
+        nobodys = [(new_id(), embedding) for center in centers for embedding in near(rng, center, 50, 0.95)]
+        await vectors.insert_embeddings(connection, collection, None, nobodys)
+        await connection.execute(f"VACUUM ANALYZE {tables.embeddings}")
+        assert await maintenance.choose_search_mode(connection, collection) == "exact"
+        for index, center in enumerate(centers):
+            found = await search.nearest(connection, collection, center, 3, SearchFilter())
+            assert len(found) == 3 and found[0].person_id == ids[index]
+        whole = await plan(connection, *search.exact_sql(collection, centers[0], 10, SearchFilter()))
+        assert f"{tables.embeddings}_person" in whole and f"Seq Scan on {tables.embeddings}" not in whole
+        sampled = await maintenance.sample_embeddings(connection, collection, 100)
+        assert len(sampled) == 100 and {person_id for person_id, _ in sampled} <= set(ids)
 
 
 async def plan(connection: Connection, sql: str, values: list[object]) -> str:

@@ -24,7 +24,7 @@ from deployments.models.packs import Pack, PackLocation
 from serve_app.attributes import AgeInterval, Attribute, AttributeModel, estimate_age, estimate_class
 from serve_app.errors import ConfigurationError
 from serve_app.faces import ChipSpec, Frame
-from serve_app.images import encode_png
+from serve_app.imaging.images import encode_png
 from tests import data
 
 INTERVAL = AgeInterval(0.8, below=1.0, above=2.0, floor_years=2.0)

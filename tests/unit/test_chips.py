@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from serve_app.chips import cut_chips
 from serve_app.faces import CROP_SIZE_PX, ChipSpec, FloatArray, Frame, RGBImage
-from serve_app.images import ARCFACE_TEMPLATE_PX, align, rotate, similarity_transforms, unrotate_points
+from serve_app.imaging.chips import cut_chips
+from serve_app.imaging.images import ARCFACE_TEMPLATE_PX, align, rotate, similarity_transforms, unrotate_points
 
 ARCFACE = ChipSpec(Frame.ARCFACE, CROP_SIZE_PX)
 BOX = ChipSpec(Frame.BOX, 96)

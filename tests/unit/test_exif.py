@@ -10,13 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import IFDRational
 
 from serve_app.errors import ImageError, ImageTooLarge, InvalidImage
-from serve_app.exif import MAX_NAME_CHARACTERS, read_info
-from serve_app.images import ImageLimits, decode
+from serve_app.imaging.exif import MAX_NAME_CHARACTERS, read_info
+from serve_app.imaging.images import ImageLimits, decode
+from serve_app.photos import PictureTexts
 from tests import data
 from tests.unit.test_images import LIMITS, encoded, picture, png_header
+from tests.unit.test_words import WRITTEN_XMP
 
 NOW = datetime(2026, 7, 1, 12, 0, tzinfo=UTC)
 MAIN, EXIF, GPS = 0, 0x8769, 0x8825
@@ -367,3 +370,47 @@ def test_the_ends_of_the_calendar_are_no_zone_and_no_error(day: str) -> None:
     data = tagged(exif={0x9003: "2020:05:06 07:08:09"}, gps={7: (23.0, 59.0, 60.0), 29: day})
     info = read_info(data, LIMITS, NOW)
     assert info.taken_local is not None and info.taken_offset_min is None
+
+
+XMP = WRITTEN_XMP.encode()
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_what_was_written_into_it(image_format: str) -> None:
+    options: dict[str, object] = {"xmp": XMP}
+    if image_format == "PNG":
+        options = {"pnginfo": PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", XMP.decode())  # type: ignore[attr-defined]
+    if image_format == "TIFF":
+        options = {"tiffinfo": {700: XMP}}
+    if image_format == "HEIF":
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener(thumbnails=False)
+    texts = read_info(encoded(image_format, None, **options), LIMITS).texts
+    assert texts.title == "Forum & Kolosseum" and texts.keywords == ("ruins", "sun")
+    assert (texts.sublocation, texts.city, texts.state, texts.country) == ("Via Sacra", "Roma", None, "Italia")
+
+
+def with_iptc(iim: bytes) -> bytes:
+    segment = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + struct.pack(">I", len(iim)) + iim + b"\0" * (len(iim) % 2)
+    plain = encoded("JPEG")
+    return plain[:2] + b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment + plain[2:]
+
+
+def test_iptc_of_a_jpeg() -> None:
+    records = [(5, b"Br\xc3\xbccke"), (25, b"a"), (25, b"b"), (90, b"Z\xfcrich")]
+    iim = b"".join(b"\x1c\x02" + bytes([data_set]) + struct.pack(">H", len(value)) + value for data_set, value in records)
+    texts = read_info(with_iptc(iim), LIMITS).texts
+    assert (texts.title, texts.keywords, texts.city) == ("Brücke", ("a", "b"), "Zürich")
+    for end in range(1, len(iim)):
+        # Records that are cut never make a picture unreadable, nor do lengths that lie.
+        for damaged in (iim[:end], iim[:end] + b"\xff\xff" + iim[end + 2 :]):
+            assert read_info(with_iptc(damaged), LIMITS).width_px == 64
+
+
+def test_exif_says_what_nothing_else_does() -> None:
+    wide = "Strand; Köln".encode("utf-16-le") + b"\0\0"
+    data = tagged(main={0x010E: "Am Strand", 0x9C9B: "Titel".encode("utf-16-le"), 0x9C9E: wide})
+    texts = read_info(data, LIMITS).texts
+    assert texts == PictureTexts(title="Titel", caption="Am Strand", keywords=("Strand", "Köln"))

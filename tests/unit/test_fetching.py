@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from serve_app.errors import ImageTooLarge, ImageUrlFailed, ImageUrlRefused
-from serve_app.images import ImageLimits
+from serve_app.imaging.images import ImageLimits
 from serve_app.services import fetching
 from serve_app.services.fetching import ImageFetcher, IPAddress, is_public
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from serve_app.errors import ImageError, ImageTooLarge, InvalidImage, UnsupportedImage
 from serve_app.faces import RGBImage
-from serve_app.images import (
+from serve_app.imaging.images import (
     ARCFACE_TEMPLATE_PX,
     ImageFormat,
     ImageLimits,

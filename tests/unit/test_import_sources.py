@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_app import import_sources
 from serve_app.errors import ConfigurationError
-from serve_app.import_sources import CsvSource, FolderSource, Picture, Skipped, open_source, read_picture
+from serve_app.imports import import_sources
+from serve_app.imports.import_sources import CsvSource, FolderSource, Picture, Skipped, open_source, read_picture
 
 JPEG = b"\xff\xd8\xff\xe0" + b"x" * 400
 

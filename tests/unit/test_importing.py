@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from serve_app.errors import ConfigurationError
-from serve_app.import_sources import FolderSource, Picture, Skipped
-from serve_app.importing import Importer, ImportOptions, Outcome, Summary
+from serve_app.imports.import_sources import FolderSource, Picture, Skipped
+from serve_app.imports.importing import Importer, ImportOptions, Outcome, Summary
 
 JPEG = b"\xff\xd8\xff\xe0"
 Handler = Callable[[int, list[str]], httpx.Response | Exception]

@@ -15,19 +15,27 @@ from serve_app.errors import error_classes
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for folder in ("serve_app", "deployments", "config") for path in (ROOT / folder).rglob("*.py"))
 
-RAY = {"serve_app/app.py", "serve_app/ingress.py", "serve_app/remote.py", "serve_app/cli.py", "serve_app/service.py",
-       "deployments/detection.py", "deployments/embedding.py", "deployments/analysis.py"}  # fmt: skip
+RAY = {"serve_app/app.py", "serve_app/ingress.py", "serve_app/remote.py", "serve_app/cluster.py", "serve_app/cli.py", "serve_app/service.py",
+       "serve_app/replica.py",
+       "deployments/detection.py", "deployments/embedding.py", "deployments/analysis.py",
+       "deployments/bulk.py", "deployments/indexing.py", "deployments/scaling.py", "deployments/semantic.py"}  # fmt: skip
 FASTAPI = {"serve_app/ingress.py"}
 ARRAYS = {
     "serve_app/services/vector_import.py",
     "serve_app/storage/bulk.py",
     "serve_app/storage/vectors.py",
-    "serve_app/chips.py",
-    "serve_app/exif.py",
+    "serve_app/imaging/chips.py",
+    "serve_app/grouping/clustering.py",
+    "serve_app/grouping/group_plans.py",
+    "serve_app/grouping/merging.py",
+    "serve_app/grouping/neighbours.py",
+    "serve_app/grouping/person_sums.py",
+    "serve_app/grouping/unclaimed.py",
+    "serve_app/imaging/exif.py",
     "serve_app/faces.py",
-    "serve_app/images.py",
-    "serve_app/quality.py",
-    "serve_app/thumbnails.py",
+    "serve_app/imaging/images.py",
+    "serve_app/imaging/quality.py",
+    "serve_app/imaging/thumbnails.py",
     "deployments/process.py",
 }
 
@@ -63,7 +71,7 @@ def test_arrays_are_worked_on_only_in_the_domain_and_the_models() -> None:
 
 
 def test_drivers_are_imported_only_in_storage() -> None:
-    drivers = importers("asyncpg", "pgvector", "sqlalchemy", "alembic", "minio", "urllib3")
+    drivers = importers("asyncpg", "pgvector", "sqlalchemy", "alembic", "minio", "urllib3", "pgqueuer")
     assert [path for path in drivers if not path.startswith("serve_app/storage/")] == []
 
 
@@ -78,6 +86,16 @@ def test_what_extras_bring_is_imported_only_where_a_model_of_theirs_is_loaded() 
         if isinstance(node, ast.Import | ast.ImportFrom) and node not in inside:
             names = [alias.name for alias in node.names] + [(node.module or "") if isinstance(node, ast.ImportFrom) else ""]
             assert not {name.partition(".")[0] for name in names} & set(extras)
+
+
+def test_what_sends_something_away_is_imported_only_where_it_is_set() -> None:
+    assert importers("opentelemetry") == {"serve_app/observing/tracing.py"}
+    assert importers("sentry_sdk") == {"serve_app/observing/failures.py"}
+    # And those two only inside a function, when there is somewhere to send to.
+    senders = {"serve_app.observing.tracing", "serve_app.observing.failures"}
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert not {node.module for node in tree.body if isinstance(node, ast.ImportFrom)} & senders, path
 
 
 def test_services_know_neither_the_api_nor_the_deployments() -> None:

@@ -6,7 +6,7 @@ import struct
 import pytest
 from PIL import Image
 
-from serve_app.media import Media, recognize
+from serve_app.imaging.media import Media, recognize
 
 
 def tiff(order: str, *entries: tuple[int, int]) -> bytes:

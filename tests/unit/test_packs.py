@@ -17,7 +17,8 @@ from deployments.models.packs import Pack, PackLocation, pack_names, pack_specs,
 from deployments.models.session import Device, providers
 from serve_app.errors import ConfigurationError
 from serve_app.faces import DetectionOptions, Detections
-from serve_app.images import ImageLimits
+from serve_app.imaging.exif import read_info
+from serve_app.imaging.images import ImageLimits
 from tests import data
 
 
@@ -154,6 +155,9 @@ class TestDefaultPack:
         found = self.detect(detection, image, DetectionOptions(crops=1))
         assert len(found) == 6 and len(found.crops) == 1
         assert len(self.detect(detection, image, DetectionOptions(crops=0)).crops) == 0
+        assert self.detect(detection, image, DetectionOptions()).info is None
+        info = self.detect(detection, image, DetectionOptions(info=True)).info
+        assert info is not None and info == read_info(image, ImageLimits(1 << 24, 1 << 24)) and info.width_px == 1280
 
     def test_a_batch_gives_what_single_pictures_give(self, detection: DetectionEngine) -> None:
         images = [
@@ -176,7 +180,7 @@ class TestDefaultPack:
     def test_turned_pictures_are_found_by_turning_and_boxes_turned_back(
         self, detection: DetectionEngine, embedding: EmbeddingEngine, degrees: int
     ) -> None:
-        from serve_app.images import decode, encode_png, rotate
+        from serve_app.imaging.images import decode, encode_png, rotate
 
         upright = decode(data.package_image("Tom_Hanks_54745.png"), ImageLimits(1 << 24, 1 << 24)).pixels
         reference = self.detect(detection, encode_png(upright), DetectionOptions())

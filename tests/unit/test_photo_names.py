@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app import photo_names
+from serve_app.text import photo_names
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ from serve_app.faces import (
     RGBImage,
     l2_normalize,
 )
-from serve_app.images import ARCFACE_TEMPLATE_PX, ImageLimits, align, encode_png
-from serve_app.quality import measure_quality
+from serve_app.imaging.images import ARCFACE_TEMPLATE_PX, ImageLimits, align, encode_png
+from serve_app.imaging.quality import measure_quality
 from serve_app.services.analysis import FaceAnalysis
 from serve_app.services.pipeline import ExtractOptions, FaceChoice, FacePipeline
 from tests import data

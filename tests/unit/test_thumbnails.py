@@ -16,10 +16,10 @@ from serve_app.api.accept import thumbnail_format
 from serve_app.api.streams import content_disposition, matches
 from serve_app.errors import ImageTooLarge, InvalidImage
 from serve_app.faces import RGBImage
-from serve_app.images import ImageLimits, decode
+from serve_app.imaging.images import ImageLimits, decode
+from serve_app.imaging.thumbnails import fitted, make_thumbnail, shrink
 from serve_app.photos import THUMBNAIL_SIDES_PX, ThumbnailFormat
 from serve_app.services.pictures import STORED_LIMITS
-from serve_app.thumbnails import fitted, make_thumbnail, shrink
 from tests import data
 from tests.unit.test_images import LIMITS, encoded, picture
 

@@ -1,0 +1,1 @@
+"""`kinlens index`: many files become photos with their faces, without the job system."""

@@ -1,0 +1,1 @@
+"""Persons and faces as values, and what users decide of them. Pure."""

@@ -1,0 +1,1 @@
+"""The embedded Postgres: its programs, its cluster, who uses it."""

@@ -1,0 +1,1 @@
+"""Words of photos and of queries. Pure."""
