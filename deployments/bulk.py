@@ -29,6 +29,7 @@ from serve_app.faces import Chips
 from serve_app.gallery import database_dsn
 from serve_app.imaging.images import ImageLimits
 from serve_app.jobs import JobKind
+from serve_app.processes import groups_of_their_own
 from serve_app.services.analysis import FaceAnalysis
 from serve_app.services.models import ModelInfo
 from serve_app.services.pipeline import FacePipeline
@@ -108,9 +109,14 @@ class RayPool:
         try:
             if self._address is None:
                 count = self._workers or os.cpu_count() or 1
-                ray.init(
-                    address="local", include_dashboard=False, num_cpus=count, object_store_memory=_OBJECT_STORE_BYTES, **quiet
-                )
+                with groups_of_their_own():
+                    ray.init(
+                        address="local",
+                        include_dashboard=False,
+                        num_cpus=count,
+                        object_store_memory=_OBJECT_STORE_BYTES,
+                        **quiet,
+                    )
             else:
                 ray.init(address=self._address, namespace="kinlens-index", **quiet)
                 # What the service has there is its own.

@@ -27,6 +27,7 @@ from serve_app.commands.common import step as _step
 from serve_app.environment import RAY_ENVIRONMENT
 from serve_app.errors import ConfigurationError
 from serve_app.keys import ApiKey, load_or_create_api_key
+from serve_app.processes import StopRequests
 from serve_app.service import Address, Instance, apply, check_port, default_config_path, load_config
 
 if TYPE_CHECKING:
@@ -288,9 +289,9 @@ def _report_semantic(settings: Settings, args: dict[str, object]) -> None:
 
 
 def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
+    stop, requests = threading.Event(), StopRequests()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: stop.set() if requests.signalled() else None)
     return stop
 
 

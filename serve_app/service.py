@@ -25,6 +25,7 @@ from serve_app.draining import close_entrance, wait_until_answered
 from serve_app.environment import EDGE_TOKEN, RAY_ENVIRONMENT, hold, install_haproxy, instance_environment
 from serve_app.errors import ConfigurationError
 from serve_app.ports import free_port
+from serve_app.processes import groups_of_their_own
 
 if TYPE_CHECKING:
     from ray.serve.schema import DeploymentSchema, ServeDeploySchema
@@ -122,15 +123,16 @@ class Instance:
         """A Ray of our own on this machine."""
         import ray
 
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            configure_logging=False,
-            namespace="serve",
-        )
+        with groups_of_their_own():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                configure_logging=False,
+                namespace="serve",
+            )
         self._started = True
         self._state_path.parent.mkdir(parents=True, exist_ok=True)
         self._state_path.write_text(json.dumps({"ray_address": ray.get_runtime_context().gcs_address}), encoding="utf-8")

@@ -29,6 +29,7 @@ from serve_app.errors import ConfigurationError, KinlensError
 from serve_app.gallery import contract_of
 from serve_app.identity.people import EmbeddingContract
 from serve_app.jobs import JobFilter, JobKind, JobState
+from serve_app.processes import StopRequests
 from serve_app.services.collections import Collections, check_contract
 from serve_app.services.erasure import Eraser
 from serve_app.services.jobs import Jobs
@@ -144,12 +145,12 @@ async def _run(pool: Pool | None, source: Source, dsn: Dsn, options: RunOptions,
 
         run = BulkRun(pool, source, database, options, record)
         loop = asyncio.get_running_loop()
-        interrupted = 0
+        requests = StopRequests()
 
         def interrupt() -> None:
-            nonlocal interrupted
-            interrupted += 1
-            if interrupted > 1:
+            if not requests.signalled():
+                return
+            if requests.count > 1:
                 # Whoever asks twice does not want to wait. What is lost is found by the next run.
                 os._exit(_INTERRUPTED)
             problems.print("stopping: what was begun is brought to its end; once more ends at once")

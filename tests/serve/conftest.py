@@ -68,6 +68,7 @@ def start(folder: Path, **environment: str) -> tuple[subprocess.Popen[bytes], Se
             cwd=Path(__file__).resolve().parents[2],
             stdout=stream,
             stderr=subprocess.STDOUT,
+            process_group=0,
         )
     served = Served(f"http://127.0.0.1:{port}", port, process.pid, output)
     deadline = time.monotonic() + 240

@@ -45,7 +45,12 @@ def begun(folder: Path, objects: Path) -> subprocess.Popen[bytes]:
     """A run that has just put crops: batches are in the middle of something."""
     before = len(list(objects.rglob("*.png")))
     running = subprocess.Popen(
-        command(folder), env=environment(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(folder),
+        env=environment(folder),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        process_group=0,
     )
     deadline = time.monotonic() + 120
     while len(list(objects.rglob("*.png"))) == before:
@@ -76,7 +81,8 @@ def test_a_folder_killed_interrupted_and_run_to_the_end(tmp_path: Path) -> None:
         agent.kill()
 
     running = begun(tmp_path, objects)
-    running.send_signal(signal.SIGINT)
+    # All of its process group, as `timeout` or a terminal does.
+    os.killpg(running.pid, signal.SIGTERM)
     assert running.wait(60) == 130
 
     code, output = index(tmp_path)

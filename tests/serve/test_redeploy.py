@@ -266,8 +266,10 @@ def told(change: str, client: httpx.Client) -> None:
 
 
 def test_whoever_is_in_is_answered_when_it_is_stopped(running: tuple[subprocess.Popen[bytes], Served]) -> None:
-    """Clients go on until they are turned away. Whoever asked before the signal is answered."""
+    """Clients go on until they are turned away. Whoever asked before the signal is answered, also when all of its process
+    group gets the signal, as from `timeout`."""
     process, served = running
+    family = psutil.Process(process.pid).children(recursive=True)
     image = data.package_image("t1.jpg")
     answers: list[tuple[float, float, int]] = []
     ended: list[float] = []
@@ -289,7 +291,7 @@ def test_whoever_is_in_is_answered_when_it_is_stopped(running: tuple[subprocess.
         until(lambda: len(answers) >= 16, "answers")
         stopped = time.monotonic()
         ended.append(stopped)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         for one in asking_on:
             one.result()
     later = [answered - stopped for begun, answered, _ in answers if begun < stopped < answered]
@@ -298,3 +300,5 @@ def test_whoever_is_in_is_answered_when_it_is_stopped(running: tuple[subprocess.
     process.wait(180)
     print(f"ended {time.monotonic() - stopped:.1f} s after it")
     assert process.returncode == 0, served.output.read_text()[-2000:]
+    _, left = psutil.wait_procs(family, timeout=10)
+    assert not left, left
