@@ -11,6 +11,7 @@ from deployments.models.attribute_packs import AnalysisLocation, Assignment
 from deployments.models.engine import AnalysisEngine, AnalysisRequest
 from deployments.models.loading import load_attribute_models
 from deployments.process import tune_process
+from deployments.routing import BY_WAIT
 from serve_app.attributes import Asked, AttributeOutputs
 from serve_app.faces import Chips
 from serve_app.observing.outlets import Outlets
@@ -22,7 +23,7 @@ _CPU_BATCH_SIZE = 16
 a twelfth (docs/performance.md)."""
 
 
-@serve.deployment
+@serve.deployment(request_router_config=BY_WAIT)
 class Analysis:
     """`assignment`: the models that must be on this node, each with the attributes it answers."""
 

@@ -12,6 +12,7 @@ from deployments.models.loading import load_detector
 from deployments.models.packs import PackLocation, resolve
 from deployments.models.pictures import CutRequest, InspectRequest, PictureEngine, PictureRequest, ThumbnailRequest
 from deployments.process import tune_process
+from deployments.routing import BY_WAIT
 from serve_app.errors import ImageError
 from serve_app.faces import DetectionOptions, Detections
 from serve_app.imaging.images import ImageLimits
@@ -22,7 +23,7 @@ from serve_app.photos import PictureInfo, ThumbnailFormat
 from serve_app.replica import observed
 
 
-@serve.deployment
+@serve.deployment(request_router_config=BY_WAIT)
 class Detection:
     """Decoding happens here and nowhere else: a picture that kills a decoder kills one of these replicas."""
 

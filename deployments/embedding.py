@@ -11,13 +11,14 @@ from deployments.models.engine import EmbeddingEngine
 from deployments.models.loading import load_recognizer
 from deployments.models.packs import PackLocation, resolve
 from deployments.process import tune_process
+from deployments.routing import BY_WAIT
 from serve_app.faces import Crops, FloatArray
 from serve_app.observing.outlets import Outlets
 from serve_app.observing.stages import Timed
 from serve_app.replica import observed
 
 
-@serve.deployment
+@serve.deployment(request_router_config=BY_WAIT)
 class Embedding:
     outlets: Outlets
 

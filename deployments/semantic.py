@@ -10,6 +10,7 @@ from deployments.batching import BatchConfig, Batcher
 from deployments.models.semantic_models import ImageRequest, SemanticRequest, TextRequest, load_semantic
 from deployments.models.semantic_packs import SemanticLocation, SemanticPack, resolve_semantic
 from deployments.process import tune_process
+from deployments.routing import BY_WAIT
 from serve_app.errors import ConfigurationError, ImageError
 from serve_app.faces import FloatArray
 from serve_app.observing.outlets import Outlets
@@ -28,6 +29,7 @@ _SCALE = {
 
 
 @serve.deployment(
+    request_router_config=BY_WAIT,
     max_ongoing_requests=20,
     max_queued_requests=32,
     max_surge_percent=100,

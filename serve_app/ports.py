@@ -6,9 +6,9 @@ import random
 import socket
 
 HOST = "127.0.0.1"
-_CHOICE = range(20_000, 32_768)
-"""Below 32768, where Linux begins to take the near ends of outgoing connections from: a port chosen there could be one of
-those before its server listens."""
+_CHOICE = range(20_000, 30_000)
+"""Below 30000, where Serve begins to take ports of ingress replicas from, and 32768, where Linux begins to take the near ends
+of outgoing connections from: a port chosen there could be one of those before its server listens."""
 
 
 def free_port(wanted: int = 0) -> int:

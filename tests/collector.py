@@ -58,7 +58,7 @@ class Collector:
     def trace(self, trace_id: str) -> list[SentSpan]:
         return sorted((span for span in self.spans if span.trace_id == trace_id), key=lambda span: span.started)
 
-    def whole(self, trace_id: str, parent_id: str, timeout_s: float = 30) -> list[SentSpan]:
+    def whole(self, trace_id: str, parent_id: str, timeout_s: float = 60) -> list[SentSpan]:
         """A trace once all of it is here: the span below `parent_id`, which ends last, and of each call its other side.
         What is inside a span is sent before it; processes send whenever they will."""
         deadline = time.monotonic() + timeout_s

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from deployments.models.packs import Pack, PackLocation, resolve
+
+# The same examples each time, and no limit by the clock: chance and a busy machine must not decide whether a test passes.
+settings.load_profile("ci")
 
 _ORDER = ("unit", "api", "storage", "fuzz", "browser", "docs", "serve", "accuracy")
 

@@ -164,7 +164,8 @@ class FtpSession:
     def abort(self) -> None:
         """Ends whatever is under way, for good; from any thread."""
         self._aborted = True
-        for sock in (self._data, None if self._ftp is None else self._ftp.sock):
+        ftp = self._ftp
+        for sock in (self._data, None if ftp is None else ftp.sock):
             if sock is not None:
                 with suppress(OSError):
                     socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -203,6 +204,7 @@ class FtpSession:
         try:
             ftp.connect(address.host, address.port, timeout=min(address.timeout_s, _CONNECT_TIMEOUT_S))
             self._ftp = ftp  # from now on `abort` finds it
+            self._go_on()
             ftp.timeout = address.timeout_s
             assert ftp.sock is not None
             ftp.sock.settimeout(address.timeout_s)
@@ -255,9 +257,15 @@ class FtpSession:
         self._data = conn
         try:
             with conn:
+                self._go_on()
                 yield
         finally:
             self._data = None
+
+    def _go_on(self) -> None:
+        """Raises OSError where `abort` was called before there was the socket that it would have ended."""
+        if self._aborted:
+            raise OSError("It was broken off.")
 
     def _set_type(self, ftp: ftplib.FTP, name: str) -> None:
         if self._type != name:

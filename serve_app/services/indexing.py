@@ -206,7 +206,7 @@ class PhotoIndexer:
         )
 
     def _prepared(self, collection: Collection, extraction: Extraction) -> Prepared:
-        # Sorted, because ids of one millisecond are in no order, and the largest face comes first.
+        # Sorted, because a clock may be set back, and the largest face comes first.
         ids = sorted(new_id() for _ in extraction.faces)
         found = [self._found(collection, face_id, one) for face_id, one in zip(ids, extraction.faces, strict=True)]
         return Prepared(found, [one.crop for one in extraction.faces])

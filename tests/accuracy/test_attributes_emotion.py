@@ -27,6 +27,9 @@ NAME = "faceapi_emotion"
 LIMITS = ImageLimits(20 << 20, 50_000_000)
 CHIP = ChipSpec(Frame.ARCFACE, 112)
 
+# npm alone may take 300 s before the tests are skipped.
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.fixture(scope="module")
 def location(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> AnalysisLocation:

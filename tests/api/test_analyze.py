@@ -112,10 +112,10 @@ async def test_a_model_that_makes_no_number_of_a_face_is_named(world: World) -> 
 
 
 async def test_a_million_actions_are_refused_without_being_read(world: World) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     for actions in ("x," * 500_000, ["x"] * 500_000):
         problem(await world.client.post(ANALYZE, json={"image": "", "actions": actions}), 422, "invalid_request")
-    assert time.perf_counter() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 async def test_a_parameter_given_twice_is_refused(world: World) -> None:
@@ -123,22 +123,23 @@ async def test_a_parameter_given_twice_is_refused(world: World) -> None:
 
 
 async def test_an_unembedded_face_stops_the_analysis_with_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    cancelled = asyncio.Event()
+    begun, cancelled = asyncio.Event(), asyncio.Event()
 
     async def slow(*_: object) -> None:
+        begun.set()
         try:
             await asyncio.sleep(60)
         finally:
             cancelled.set()
 
     async def overloaded(*_: object) -> None:
-        await asyncio.sleep(0.01)
+        await begun.wait()
         raise Overloaded("The queue of Embedding is full.", retry_after_s=1)
 
     monkeypatch.setattr(world.analyzer, "analyze", slow)
     monkeypatch.setattr(world.embedder, "embed", overloaded)
     problem(await world.client.post(EXTRACT + "?analyze=age", files={"file": image()}), 503, "overloaded")
-    await asyncio.wait_for(cancelled.wait(), 1)
+    await asyncio.wait_for(cancelled.wait(), 60)
 
 
 async def test_no_face_is_an_answer(world: World) -> None:

@@ -114,9 +114,9 @@ async def test_other_bodies(world: World) -> None:
 
 
 async def test_a_list_of_a_million_wrong_pictures_is_refused_without_being_read(world: World) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     for path in (BATCH, "/api/v1/photos/upload"):
         for images in ([1] * 9_000, [1] * 500_000):
             response = await world.client.post(path, json={"images": images})
             assert response.status_code == 422, response.text
-    assert time.perf_counter() - begun < 5
+    assert time.process_time() - begun < 5

@@ -15,6 +15,7 @@ import pytest
 from config.settings import Settings
 from serve_app.api.app import create_api
 from serve_app.errors import DatabaseUnavailable
+from serve_app.observing import failures
 from serve_app.observing.failures import MOST
 from serve_app.observing.outlets import Outlets, open_outlets
 from serve_app.observing.telemetry import Telemetry
@@ -29,7 +30,9 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture
-def outlets(collector: Collector) -> Iterator[Outlets]:
+def outlets(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outlets]:
+    # Closing waits until all is sent; two seconds may be over on a busy machine.
+    monkeypatch.setattr(failures, "_FLUSH_S", 60.0)
     made = open_outlets(Settings.model_validate({"sentry_dsn": collector.dsn}), "Ingress", "replica-1")
     yield made
     made.close()
@@ -126,15 +129,15 @@ def test_a_storm_of_failures_is_not_one_of_reports(outlets: Outlets, collector: 
 
 @pytest.mark.parametrize("trouble", ["away", "slow", "full"])
 def test_nobody_waits_for_a_server_of_sentry(collector: Collector, trouble: str) -> None:
-    collector.delay_s, collector.status = (15.0 if trouble == "slow" else 0.0), (503 if trouble == "full" else 200)
+    collector.delay_s, collector.status = (120.0 if trouble == "slow" else 0.0), (503 if trouble == "full" else 200)
     dsn = "http://key@127.0.0.1:9/7" if trouble == "away" else collector.dsn
     outlets = open_outlets(Settings.model_validate({"sentry_dsn": dsn}), "Ingress", "replica-1")
     began = time.perf_counter()
     for _ in range(MOST):
         outlets.report(RuntimeError("it"))
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 30
     outlets.close()
-    assert time.perf_counter() - began < 12
+    assert time.perf_counter() - began < 60
 
 
 def test_a_replica_reports_what_its_model_raised(outlets: Outlets, collector: Collector) -> None:

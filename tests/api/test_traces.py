@@ -208,7 +208,7 @@ async def test_a_request_of_a_thousand_pieces_is_a_trace_of_bounded_size(make_cl
 
 @pytest.mark.parametrize("trouble", ["away", "slow", "full"])
 async def test_no_request_waits_for_the_collector(make_client: MakeClient, collector: Collector, trouble: str) -> None:
-    collector.delay_s, collector.status = (15.0 if trouble == "slow" else 0.0), (503 if trouble == "full" else 200)
+    collector.delay_s, collector.status = (120.0 if trouble == "slow" else 0.0), (503 if trouble == "full" else 200)
     endpoint = {"otel_exporter_otlp_endpoint": "http://127.0.0.1:9"} if trouble == "away" else {}
     client = make_client(**endpoint)
     # The first of all builds the application.
@@ -219,14 +219,14 @@ async def test_no_request_waits_for_the_collector(make_client: MakeClient, colle
         assert (await client.get("/test/busy/100")).status_code == 200
         slowest = max(slowest, time.perf_counter() - began)
     # An export goes on for ten seconds in all three cases.
-    assert slowest < 5
+    assert slowest < 8
     transport = client._transport
     assert isinstance(transport, httpx.ASGITransport) and isinstance(transport.app, FastAPI)
     tracer = transport.app.state.services.telemetry.outlets.tracer
     assert len(tracer._processor._batch_processor._queue) <= QUEUE_SIZE
     began = time.perf_counter()
     await asyncio.to_thread(tracer.close)
-    assert time.perf_counter() - began < 6
+    assert time.perf_counter() - began < 20
 
 
 async def test_where_no_endpoint_is_set_nothing_is_imported_or_sent() -> None:

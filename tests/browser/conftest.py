@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -111,7 +112,8 @@ class Tab:
 
     def until(self, expression: str) -> None:
         """Waits until it holds. (Playwright's own way would need `eval`, which the pages refuse.)"""
-        for _ in range(400):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
             if self.page.evaluate(f"() => Boolean({expression})"):
                 return
             self.page.wait_for_timeout(50)
@@ -158,7 +160,7 @@ def open_tab(browser: Browser, service: Running) -> Iterator[OpenTab]:
         context = browser.new_context(
             viewport={"width": width, "height": height}, locale="en-GB", timezone_id="UTC", **options
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         page = context.new_page()
         tab = Tab(page, url)
         page.add_init_script(WATCH)

@@ -123,7 +123,10 @@ def serving(
 
     services = make()
     with socket.create_server(("127.0.0.1", port)) as listening:
-        config = uvicorn.Config(create_api(services), log_level="warning", lifespan="on", timeout_graceful_shutdown=2)
+        # Connections nobody uses stay open for longer than httpx keeps its own: else both may end one in the same moment.
+        config = uvicorn.Config(
+            create_api(services), log_level="warning", lifespan="on", timeout_keep_alive=60, timeout_graceful_shutdown=2
+        )
         server = uvicorn.Server(config)
 
         async def run() -> None:

@@ -42,7 +42,7 @@ def photos(client: httpx.Client) -> list[str]:
     for number in range(24):
         files = [("files", (f"{number}.jpg", GROUP + bytes([number])))]
         ids.append(str(client.post("/api/v1/photos/upload", files=files).json()["results"][0]["photo"]["id"]))
-    for _ in range(1200):
+    for _ in range(2400):
         if not [job for job in client.get("/api/v1/jobs").json()["items"] if job["state"] in ("queued", "running")]:
             return ids
         time.sleep(0.1)
@@ -69,8 +69,9 @@ def test_a_failure_is_told_with_its_reason_and_tried_again(
     assert answer.json()["progress"]["total"] == 3
     page = tab.sign_in("/jobs")
     card = page.locator(".job").first
+    # The last item may be told before the job is over.
+    card.locator(".job-state").get_by_text("Done, not all of it", exact=True).wait_for()
     card.get_by_text("2 of 3 items done, 1 failed").wait_for()
-    assert card.locator(".job-state").inner_text() == "Done, not all of it"
     card.get_by_text("Failures").click()
     card.get_by_text("The photo's picture is missing in the object store.").wait_for()
     assert card.get_by_role("link", name="Photo").get_attribute("href") == f"/photos/{photos[1]}"
@@ -79,15 +80,15 @@ def test_a_failure_is_told_with_its_reason_and_tried_again(
     tab.shot("jobs-failed")
     lost.with_suffix(".away").rename(lost)
     card.get_by_role("button", name="Retry failed").click()
+    card.locator(".job-state").get_by_text("Done", exact=True).wait_for()
     card.get_by_text("3 of 3 items done").wait_for()
-    assert card.locator(".job-state").inner_text() == "Done"
     assert card.get_by_role("button", name="Retry failed").is_hidden() and card.get_by_text("Failures").is_hidden()
 
 
 @pytest.fixture
 def slowly(models: Models) -> Iterator[None]:
     """The page looks for new jobs every four seconds: the job must last longer on any machine."""
-    models.delay_s = 0.8
+    models.delay_s = 2.0
     yield
     models.delay_s = 0.0
 
@@ -113,7 +114,7 @@ def test_progress_is_seen_and_a_job_can_be_cancelled(
         found = re.search(r"(\d+) of 24 items done, (\d+) cancelled", said)
         assert found and 0 < int(found[2]) < 24, said
         # What was in hand is brought to its end.
-        for _ in range(100):
+        for _ in range(600):
             state = client.get(f"/api/v1/jobs/{job}").json()
             if not state["progress"]["remaining"]:
                 break

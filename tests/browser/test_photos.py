@@ -41,7 +41,7 @@ def test_signing_in_and_out(tab: Tab, library: list[str]) -> None:
     tab.expected.append("401")
     page = tab.page
     page.goto(f"{tab.url}/photos?tag=work")
-    assert page.url.endswith("/sign-in?next=%2Fphotos%3Ftag%3Dwork")
+    page.wait_for_url("**/sign-in?next=%2Fphotos%3Ftag%3Dwork")
     tab.check_accessible()
     page.get_by_label("API key").fill("not-the-key-at-all")
     page.get_by_role("button", name="Sign in").click()
@@ -96,7 +96,7 @@ def test_photos_stand_in_months(tab: Tab, library: list[str]) -> None:
     # The name of the month stays in sight.
     page.mouse.wheel(0, 260)
     tab.until("scrollY > 200")
-    assert page.locator(".month-name").first.evaluate("(one) => Math.round(one.getBoundingClientRect().top)") == 56
+    tab.until("Math.round(document.querySelector('.month-name').getBoundingClientRect().top) === 56")
 
 
 def test_everything_by_keyboard(tab: Tab, library: list[str]) -> None:
@@ -128,7 +128,7 @@ def test_everything_by_keyboard(tab: Tab, library: list[str]) -> None:
     page.keyboard.press("Escape")
     page.wait_for_url("**/photos")
     # Where the eye was last, the focus is.
-    assert focused() == library[1]
+    tab.until(f"document.activeElement?.dataset.id === '{library[1]}'")
     # One stop for the Tab key, however many photos there are.
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.closest('.timeline')") is None

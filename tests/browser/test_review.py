@@ -62,7 +62,7 @@ def filled(running: Running, client: httpx.Client) -> Faces:
         return str(answer.json()["results"][0]["photo"]["id"])
 
     def looked_at(photo: str, count: int) -> list[Any]:
-        for _ in range(600):
+        for _ in range(1200):
             found: list[Any] = client.get(f"{API}/photos/{photo}/faces").json()["faces"]
             if len(found) == count and all(one["unassigned"] or one["person_id"] for one in found):
                 return found

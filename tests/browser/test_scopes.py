@@ -103,7 +103,7 @@ def test_a_key_that_is_revoked_leads_back_to_signing_in(tab: Tab, client: httpx.
     assert client.delete(f"/api/v1/keys/{key_id}").status_code in (200, 204)
     page = tab.page
     # Loaded anew, and within seconds wherever it was.
-    page.wait_for_url(tab.url + "/sign-in?next=%2Fjobs", timeout=30_000)
+    page.wait_for_url(tab.url + "/sign-in?next=%2Fjobs")
     page.get_by_label("API key").fill(key)
     page.get_by_role("button", name="Sign in").click()
     page.get_by_text("it may have been revoked, or have expired").wait_for()
@@ -118,7 +118,7 @@ def test_signing_in(open_tab: OpenTab, service: Running, scheme: str) -> None:
     page.goto(tab.url + "/people")
     field = page.get_by_label("API key")
     field.wait_for()
-    assert page.evaluate("document.activeElement.id") == "key"
+    tab.until("document.activeElement?.id === 'key'")
     assert field.get_attribute("type") == "password" and field.get_attribute("autocomplete") == "current-password"
     tab.check_accessible()
     tab.shot(f"sign-in-{scheme}")

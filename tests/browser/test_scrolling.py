@@ -23,11 +23,24 @@ from tests.browser.test_photos import picture
 PHOTOS = 10_000
 MOST_TILES = 400
 """In the page, whatever the library holds: a window and three quarters of one above and below."""
-MOST_MS = 10.0
-"""Of the main thread's own time, a frame: at 60 frames a second there are 16.7 ms. Not by the clock, which on a busy machine
-tells how busy it is."""
+MOST_SHARE = 2.0
+"""Of the main thread's own time, a frame of scrolling may cost so many times what a frame of _BUILD does, whose 4 to 6 ms are
+those of this machine: at 60 frames a second there are 16.7. Not by the clock, which on a busy machine tells how busy it is."""
 FRAMES = 240
 
+_BUILD = """
+async (frames_wanted) => {
+    const place = document.createElement("div");
+    Object.assign(place.style, {position: "fixed", left: 0, top: 0, width: "600px", height: "600px", overflow: "hidden"});
+    document.body.append(place);
+    for (let frame = 0; frame < frames_wanted; frame += 1) {
+        const words = Array.from({length: 200}, (_, number) => Object.assign(document.createElement("p"), {textContent: `${frame} ${number}`}));
+        place.replaceChildren(...words);
+        await new Promise(requestAnimationFrame);
+    }
+    place.remove();
+}
+"""
 _SCROLL = """
 async (frames_wanted) => {
     const frames = [];
@@ -114,6 +127,12 @@ def test_ten_thousand_photos(open_tab: OpenTab, big: Running) -> None:
         answer = metrics.send("Performance.getMetrics")
         return {one["name"]: one["value"] for one in answer["metrics"]}
 
+    def built_ms() -> float:
+        before = spent()["TaskDuration"]
+        page.evaluate(_BUILD, FRAMES // 2)
+        return 1000 * (spent()["TaskDuration"] - before) / (FRAMES // 2)
+
+    built = built_ms()
     before = spent()
     measured = page.evaluate(_SCROLL, FRAMES)
     after = spent()
@@ -121,12 +140,14 @@ def test_ten_thousand_photos(open_tab: OpenTab, big: Running) -> None:
         name: round(1000 * (after[name] - before[name]) / (FRAMES + measured["waited"]), 2)
         for name in ("TaskDuration", "ScriptDuration", "LayoutDuration", "RecalcStyleDuration")
     }
+    built = (built + built_ms()) / 2
+    print(f"a frame of building: {built:.2f} ms")
     print(f"main thread, ms a frame: {a_frame}; {measured['most']} tiles at most;")
     print(f"by the clock {measured['median']:.1f} ms median, {measured['p95']:.1f} ms p95")
     assert measured["most"] < MOST_TILES and measured["scrolled"] > 20_000
-    assert a_frame["TaskDuration"] < MOST_MS
+    assert a_frame["TaskDuration"] < MOST_SHARE * built
     # To the very end, page by page of the listing.
-    for _ in range(200):
+    for _ in range(600):
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
         if page.get_by_text("10,000 photos", exact=True).is_visible():
             break

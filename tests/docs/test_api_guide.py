@@ -19,7 +19,7 @@ BEFORE: dict[str, str] = {
     "Faces": f"OTHER=$({_MAKE} '{{}}' $COLLECTION/persons | jq -r .id); FACE=$({_ASK} $COLLECTION/persons/$PERSON/faces | {_ID})",
     "Listing photos": f"""ANNA=$({_MAKE} '{{"name": "Anna"}}' $KINLENS/api/v1/persons | jq -r .id)
         BOB=$({_MAKE} '{{"name": "Bob"}}' $KINLENS/api/v1/persons | jq -r .id)
-        for _ in $(seq 60); do FACE=$({_ASK} "$KINLENS/api/v1/faces?limit=1" | {_ID}); [ $FACE = null ] || break; sleep 0.5; done""",
+        for _ in $(seq 120); do FACE=$({_ASK} "$KINLENS/api/v1/faces?limit=1" | {_ID}); [ $FACE = null ] || break; sleep 0.5; done""",
     "The picture, and smaller copies": f"PHOTO=$({_ASK} $PHOTOS | {_ID})",
     "Persons of the library": "PERSON=$ANNA",
     "Jobs": f"JOB=$({_ASK} $KINLENS/api/v1/jobs | jq -r .items[0].job_id)",
@@ -44,6 +44,7 @@ EXPECTED: dict[str, NotRun | Fails | Serves] = {
 }
 
 
+@pytest.mark.timeout(600)  # the start is a part of it
 @pytest.mark.skipif(shutil.which("jq") is None, reason="the examples need jq")
 def test_the_examples(world: World, running: str) -> None:
     blocks, seen = [], set()

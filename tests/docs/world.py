@@ -29,7 +29,7 @@ from tests.storage.ftp_program import PASSWORD
 from tests.storage.ftp_server import FtpServer
 
 ROOT = Path(__file__).resolve().parents[2]
-_COMMAND_S = 90
+_COMMAND_S = 240
 _READY_S = 240
 _MARK = "==== ended"
 
@@ -256,7 +256,7 @@ class World:
             time.sleep(0.5)
 
     def stop(self) -> None:
-        """As Ctrl-C does, which all processes of a terminal get; what is left after a minute is ended."""
+        """As Ctrl-C does, which all processes of a terminal get; what is left after two minutes is ended."""
         if self.service is None:
             return
         popen, self.service = self.service, None
@@ -267,7 +267,7 @@ class World:
             with suppress(psutil.NoSuchProcess):
                 if any(word in {"up", "run"} for word in one.cmdline()):
                     one.send_signal(signal.SIGINT)
-        _, alive = psutil.wait_procs(family, timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=120)
         for left in alive:
             left.kill()
         popen.wait(10)

@@ -72,10 +72,10 @@ def hang(pipe: Connection, seed: int, cache: Path) -> None:
 )
 def test_work_out_of_proportion_is_refused_at_once(name: str) -> None:
     data = dict(bombs())[name]()
-    began = time.process_time()
+    began = time.thread_time()
     with pytest.raises(ImageTooLarge):
         decode(data, LIMITS)
-    assert time.process_time() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 def test_scans_are_counted_of_the_picture_alone() -> None:

@@ -44,7 +44,7 @@ class Served:
                 continue
         return found
 
-    def wait_for_replicas(self, deployment: str, count: int, timeout_s: float = 60) -> None:
+    def wait_for_replicas(self, deployment: str, count: int, timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s
         while len(self.replicas(deployment)) < count:
             assert time.monotonic() < deadline, f"{deployment} did not come back"
@@ -73,9 +73,11 @@ def start(folder: Path, **environment: str) -> tuple[subprocess.Popen[bytes], Se
     served = Served(f"http://127.0.0.1:{port}", port, process.pid, output)
     deadline = time.monotonic() + 240
     while True:
+        # A letter may be half written.
+        said = output.read_text(errors="replace")
         if process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(f"kinlens up did not get ready:\n{output.read_text()}")
-        if "\nready" in output.read_text() or output.read_text().startswith("ready"):
+            pytest.fail(f"kinlens up did not get ready:\n{said}")
+        if "\nready" in said or said.startswith("ready"):
             return process, served
         time.sleep(0.3)
 
@@ -103,9 +105,10 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     process.terminate()
     try:
-        process.wait(60)
+        process.wait(120)
     except subprocess.TimeoutExpired:
         process.kill()
+        process.wait()
     _, alive = psutil.wait_procs(family, timeout=10)
     for left in alive:
         left.kill()

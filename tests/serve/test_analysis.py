@@ -102,4 +102,4 @@ def test_clients_that_hang_up_take_nobody_with_them(client: httpx.Client, served
         answers = [answer for found in pool.map(patient, range(6)) for answer in found]
         for one in leaving:
             one.result()
-    assert {status for status, _ in answers} == {200} and max(took_s for _, took_s in answers) < 20
+    assert {status for status, _ in answers} == {200} and max(took_s for _, took_s in answers) < 45

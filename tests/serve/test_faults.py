@@ -56,7 +56,7 @@ class Load:
                     if response.status_code != 200:
                         self.responses.append(response)
 
-    def wait_for(self, condition: Callable[[Counter[int | str]], bool], timeout_s: float = 60) -> None:
+    def wait_for(self, condition: Callable[[Counter[int | str]], bool], timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition(self.statuses):
             assert time.monotonic() < deadline, f"not reached: {self.statuses}"
@@ -88,7 +88,7 @@ def test_a_killed_replica_costs_no_caller_a_500(served: Served, deployment: str)
 
 def test_overload_is_refused_with_retry_after_and_nothing_collapses(served: Served) -> None:
     with Load(served, 110, data.package_image("t1.jpg"), EXTRACT + "?face=all") as load:
-        load.wait_for(lambda seen: seen[200] >= 60 and seen[503] >= 20, timeout_s=120)
+        load.wait_for(lambda seen: seen[200] >= 60 and seen[503] >= 20, timeout_s=240)
     print(f"110 clients: {dict(load.statuses)}")
     assert_only_honest_refusals(load)
     with served.client() as client:
@@ -103,6 +103,10 @@ def model_cpu_s(served: Served) -> float:
 def test_work_for_clients_that_left_is_cancelled(served: Served) -> None:
     """Measured in CPU: what 30 pictures cost their replicas when everybody waits, and when everybody hangs up."""
     image = data.package_image("t1.jpg")
+    begun = model_cpu_s(served)
+    time.sleep(3)
+    # What they spend when nobody asks, on a slow machine more of its time.
+    idle = (model_cpu_s(served) - begun) / 3
     head = (
         f"POST {EXTRACT}?face=all HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: image/jpeg\r\n"
         f"Content-Length: {len(image)}\r\n\r\n"
@@ -123,7 +127,7 @@ def test_work_for_clients_that_left_is_cancelled(served: Served) -> None:
         while True:
             time.sleep(1)
             now = model_cpu_s(served)
-            if now - last < 0.2:
+            if now - last < 0.2 + 2 * idle:
                 return now - before
             last = now
 
@@ -154,6 +158,7 @@ print("batching", config.max_batch_size, config.batch_wait_timeout_s)
 """
 
 
+@pytest.mark.timeout(600)  # the configuration is changed twice
 def test_changed_user_config_takes_effect_without_a_restart(served: Served, tmp_path: Path) -> None:
     data_dir = served.output.parent / "data"
     environment = {"DATA_DIR": str(data_dir), "PORT": str(served.port)}

@@ -7,9 +7,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from PIL import Image
 
@@ -77,7 +79,7 @@ def indexing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def test_a_photo_has_its_faces_within_seconds(indexing: Served) -> None:
     with indexing.client() as client:
         (photo_id,) = upload(client, pictures(1, seed=1))
-        took = until(lambda: client.get(f"{API}/photos/{photo_id}").json()["face_count"] == FACES_OF_GROUP, 20)
+        took = until(lambda: client.get(f"{API}/photos/{photo_id}").json()["face_count"] == FACES_OF_GROUP, 60)
         print(f"\nfaces {took:.1f} s after the upload")
         made, *_ = client.get(f"{API}/jobs?automatic=true&kind=faces").json()["items"]
         assert made["progress"]["total"] >= 1
@@ -85,12 +87,13 @@ def test_a_photo_has_its_faces_within_seconds(indexing: Served) -> None:
         before = {face["id"] for face in client.get(f"{API}/photos/{photo_id}").json()["faces"]}
         asked = client.post(f"{API}/index/faces", json={"photo_ids": [photo_id], "only_new": False})
         assert asked.status_code == 202, asked.text
-        until(lambda: over(client, asked.json()["job_id"]), 20)
+        until(lambda: over(client, asked.json()["job_id"]), 60)
         assert {face["id"] for face in client.get(f"{API}/photos/{photo_id}").json()["faces"]} == before
         # And not again where it is known.
         assert client.post(f"{API}/index/faces").json()["progress"]["total"] == 0
 
 
+@pytest.mark.timeout(600)
 def test_progress_is_told_as_it_happens(indexing: Served) -> None:
     with indexing.client() as client:
         # Some seconds of work, on any machine: it is told once a second.
@@ -111,6 +114,7 @@ def test_progress_is_told_as_it_happens(indexing: Served) -> None:
         assert any(event["progress"]["eta_s"] is not None for _, event in events[:-1])
 
 
+@pytest.mark.timeout(1200)  # each step has a limit of its own
 def test_whatever_is_killed_every_photo_is_indexed_once(indexing: Served) -> None:
     with indexing.client() as client:
         ids = upload(client, pictures(150, seed=int(time.time())))
@@ -124,18 +128,21 @@ def test_whatever_is_killed_every_photo_is_indexed_once(indexing: Served) -> Non
             return int(progress["total"]) - int(progress["remaining"])
 
         # The queue is deep: there is a second replica.
-        print(f"\na second replica after {until(lambda: len(indexing.replicas('Indexing')) == 2, 90):.1f} s")
-        until(lambda: ended() >= 10, 120)
+        print(f"\na second replica after {until(lambda: len(indexing.replicas('Indexing')) == 2, 180):.1f} s")
+        # What was uploaded comes first, in a job of its own.
+        until(lambda: ended() >= 10, 300)
         for replica in indexing.replicas("Indexing"):
-            replica.kill()
+            # One may just have ended, where there was less to do before.
+            with suppress(psutil.NoSuchProcess):
+                replica.kill()
         at = ended()
-        print(f"both replicas of Indexing killed: {until(lambda: ended() > at, 90):.1f} s to the next photo")
+        print(f"both replicas of Indexing killed: {until(lambda: ended() > at, 180):.1f} s to the next photo")
         indexing.replicas("Detection")[0].kill()
         cluster = indexing.output.parent / "data" / "postgres" / "cluster"
         os.kill(int((cluster / "postmaster.pid").read_text().split()[0]), 9)
         at = at + 1
-        print(f"Detection and Postgres killed: {until(lambda: ended() > at, 90):.1f} s to the next photo")
-        until(lambda: over(client, asked), 300)
+        print(f"Detection and Postgres killed: {until(lambda: ended() > at, 180):.1f} s to the next photo")
+        until(lambda: over(client, asked), 600)
         found = job(client, asked)
         assert (found["state"], found["progress"]["done"]) == ("done", 150), found
         for photo_id in ids:

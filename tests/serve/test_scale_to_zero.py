@@ -40,11 +40,12 @@ def without_analysis(served: Served, tmp_path: Path) -> Iterator[Served]:
     served.wait_for_replicas("Analysis", 1)
 
 
+@pytest.mark.timeout(600)  # the configuration is changed twice
 def test_who_asks_first_waits_for_the_start_and_nothing_is_missing(without_analysis: Served) -> None:
     served = without_analysis
     image = data.package_image("Tom_Hanks_54745.png")
     with served.client() as client:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 180
         told: dict[str, object] = {}
         while served.replicas("Analysis") or (told.get("status"), told.get("replicas")) != ("healthy", 0):
             assert time.monotonic() < deadline, f"Analysis did not go: {told}"

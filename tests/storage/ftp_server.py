@@ -18,7 +18,7 @@ from serve_app.imports.ftp_connection import FtpAddress
 from tests.storage.ftp_program import HOST, PASSWORD, USER
 from tests.storage.object_servers import free_ports
 
-_START_TIMEOUT_S = 30
+_START_TIMEOUT_S = 120
 
 
 @dataclass
@@ -71,7 +71,7 @@ class FtpServer:
 
     def address(self, **other: Any) -> FtpAddress:
         trust = {"ca_file": self.folder / "server.pem"} if self.tls else {"tls": False}
-        given = {"host": HOST, "port": self.port, "user": USER, "password": PASSWORD, "timeout_s": 4.0, **trust, **other}
+        given = {"host": HOST, "port": self.port, "user": USER, "password": PASSWORD, "timeout_s": 20.0, **trust, **other}
         return FtpAddress(**given)
 
     @property

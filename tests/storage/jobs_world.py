@@ -63,7 +63,7 @@ async def effects(database: Database) -> list[str]:
         return [row["subject"] for row in await connection.fetch("SELECT subject FROM effects ORDER BY subject")]
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 30) -> float:
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 120) -> float:
     """Seconds it took."""
     begun = time.monotonic()
     while not await condition():
@@ -72,7 +72,7 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 30)
     return time.monotonic() - begun
 
 
-async def ended(database: Database, job_id: UUID, timeout_s: float = 30) -> Job:
+async def ended(database: Database, job_id: UUID, timeout_s: float = 120) -> Job:
     async def over() -> bool:
         return not (await look(database, job_id)).state.open
 

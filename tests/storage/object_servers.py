@@ -35,7 +35,7 @@ __all__ = ["backend", "local", "minio_server", "object_server", "object_store", 
 
 NO_MINIO = "MinIO is not installed: the object store was tested without it (.ci/run builds it where Go is)"
 SIGNING_KEY = b"a signing key of the tests"
-_START_TIMEOUT_S = 30
+_START_TIMEOUT_S = 120
 
 
 def free_ports(count: int) -> list[int]:
@@ -62,7 +62,7 @@ class ObjectServer:
     _watcher: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> None:
-        """Returns when the server has stored an object; raises TimeoutError after 30 s."""
+        """Returns when the server has stored an object; raises TimeoutError after two minutes."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.log.parent
@@ -101,7 +101,7 @@ class ObjectServer:
 
     def _answers(self) -> bool:
         config = self.config
-        pool = urllib3.PoolManager(retries=False, timeout=2)
+        pool = urllib3.PoolManager(retries=False, timeout=10)
         client = Minio(
             config.endpoint, config.access_key, config.secret_key, secure=False, region=config.region, http_client=pool
         )

@@ -218,7 +218,8 @@ QUERIES: tuple[tuple[str, Relevant], ...] = (
 async def build(world: StoredWorld) -> dict[str, Shot]:
     """Uploads all of it through the API, and puts the persons into the photos; the shot of each photo's id."""
     found: dict[str, Shot] = {}
-    for album in {(shot.folder, shot.tags) for shot in shots()}:
+    # Always in the same order: what is found alike comes in that of the uploads.
+    for album in dict.fromkeys((shot.folder, shot.tags) for shot in shots()):
         batch = [shot for shot in shots() if (shot.folder, shot.tags) == album]
         world.pictures.infos.update({shot.data: shot.info for shot in batch})
         response = await world.client.post(

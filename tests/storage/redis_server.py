@@ -52,7 +52,7 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not _answers(self.url):
             if time.monotonic() > deadline:
                 self.kill()

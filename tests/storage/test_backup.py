@@ -257,9 +257,13 @@ Alter = Callable[[bytes], bytes]
 
 
 def flip(at: float) -> Alter:
+    """In the content of a member: behind it lie zeros up to a whole block, which mean nothing."""
+
     def alter(data: bytes) -> bytes:
         changed = bytearray(data)
-        place = int(len(data) * at)
+        wanted = int(len(data) * at)
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            place = next(max(wanted, one.offset_data) for one in tar if wanted < one.offset_data + one.size)
         changed[place] ^= 0x55
         return bytes(changed)
 

@@ -221,7 +221,7 @@ class TestTrouble:
         ends = []
         for kill_after in (17, 33, 1, 0):
             done = await asyncio.to_thread(
-                subprocess.run, [*command, str(kill_after)], cwd=ROOT, capture_output=True, timeout=60, check=False
+                subprocess.run, [*command, str(kill_after)], cwd=ROOT, capture_output=True, timeout=120, check=False
             )
             ends.append(done.returncode)
         assert ends == [-9, -9, -9, 0], done.stderr.decode()
@@ -315,6 +315,9 @@ class TestTrouble:
             assert all(summary.complete for summary, _ in both)
             await whole(stored, 60, 120)
             # What was put for nothing is gone.
+            for pool in (one, two):
+                await pool.indexer._photos.settle(60)
+                await pool.indexer._indexer.settle(60)
             await stored.gallery.housekeeping.once()
             assert len(await stored.object_keys()) == 180
             answer = await stored.client.delete(f"/api/v1/collections/{COLLECTION}")

@@ -38,6 +38,9 @@ async def people(database: Database, monkeypatch: pytest.MonkeyPatch) -> Collect
     monkeypatch.setattr("serve_app.services.checks.MIN_BLOAT_BYTES", 0)
     contract = EmbeddingContract("test-model", DIM, "v1")
     made = await database.run(lambda tx: collections.create(tx, "people", "", {}, contract))
+    async with database.connection() as connection:
+        # It would come at any time, and take dead rows away before they are counted.
+        await connection.execute(f"ALTER TABLE {VectorTables.of(made).templates} SET (autovacuum_enabled = off)")
     rng = np.random.default_rng(1)
     centers = l2_normalize(rng.standard_normal((PERSONS, DIM)))
     noise = l2_normalize(rng.standard_normal((2 * PERSONS, DIM)))
@@ -65,12 +68,13 @@ async def test_a_large_collection_gets_the_index_it_lacks(database: Database, pe
     before = await report(database, sample=0)
     assert [finding.reindex for finding in before.findings] == [True] and before.persons is None
     await reindex(database.dedicated, people)
-    after = await report(database)
+    # Whole blocks are drawn: of the hundred there are, twenty; of five it may be that none is.
+    after = await report(database, sample=120)
     assert after.findings == () and after.collection.search_mode == "templates"
-    assert after.sampled == 30 and after.state.index_valid
+    assert after.sampled == 120 and after.state.index_valid
     assert after.persons is not None and after.persons.at_1 == 1.0 and after.persons.at_10 > 0.9
     assert after.index is not None and after.index.at_10 > 0.95
-    assert after.state.index_bytes == pytest.approx(after.fresh_index_bytes, rel=0.05)
+    assert after.state.index_bytes == pytest.approx(after.fresh_index_bytes, rel=0.1)
 
 
 async def test_a_bloated_index_is_built_anew(database: Database, people: Collection) -> None:
@@ -94,7 +98,7 @@ async def test_a_bloated_index_is_built_anew(database: Database, people: Collect
         await reindex(database.dedicated, people)
     fresh = await report(database)
     assert fresh.findings == () and fresh.state.templates == PERSONS * 4 // 10
-    assert fresh.state.index_bytes == pytest.approx(fresh.fresh_index_bytes, rel=0.05)
+    assert fresh.state.index_bytes == pytest.approx(fresh.fresh_index_bytes, rel=0.1)
 
 
 async def test_templates_that_do_not_stand_for_their_faces_are_told(database: Database, people: Collection) -> None:
@@ -102,9 +106,11 @@ async def test_templates_that_do_not_stand_for_their_faces_are_told(database: Da
     tables = VectorTables.of(people)
     async with database.dedicated() as connection:
         await connection.execute(f"DROP INDEX {tables.index}")
+        # Every second person, so that each block of faces has as many.
         await connection.execute(
-            f"UPDATE {tables.templates} SET embedding = array_fill(0.1::real, ARRAY[{DIM}])::vector::halfvec"
-            f" WHERE person_id IN (SELECT person_id FROM {tables.templates} LIMIT {PERSONS // 2})"
+            f"UPDATE {tables.templates} t SET embedding = array_fill(0.1::real, ARRAY[{DIM}])::vector::halfvec"
+            f" FROM (SELECT person_id, row_number() OVER (ORDER BY person_id) AS n FROM {tables.templates}) p"
+            " WHERE p.person_id = t.person_id AND p.n % 2 = 0"
         )
         await maintenance.build_index(connection, people)
     wrong = await report(database, sample=60)

@@ -389,7 +389,8 @@ async def test_the_connection_that_holds_the_lock_breaks(world: Clustered, monke
     write = Clustering._write
 
     async def broken(self: Clustering, *values: object) -> Settled:
-        await world.world.rows("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        # Waits until it is gone.
+        await world.world.rows("SELECT pg_terminate_backend(pid, 60000) FROM pg_locks WHERE locktype = 'advisory'")
         return await write(self, *values)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Clustering, "_write", broken)

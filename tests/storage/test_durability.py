@@ -4,6 +4,7 @@ meanwhile, and recovery without a restart of ours."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -60,12 +61,19 @@ class Writers:
                 self.codes[response.json()["code"]] += 1
                 await asyncio.sleep(0.05)
 
-    async def wait_for_success(self, after_s: float, limit_s: float) -> float:
+    async def wait_for_success(self, after_s: float, limit_s: float = 90) -> float:
         """Seconds from `after_s` to the next success."""
         while self.last_success_s < after_s:
             assert time.monotonic() < after_s + limit_s, f"no recovery: {self.statuses} {self.codes}"
             await asyncio.sleep(0.02)
         return self.last_success_s - after_s
+
+    async def wait_for_refusal(self, limit_s: float = 60) -> None:
+        """Until one more has been refused."""
+        before, end = self.statuses[503], time.monotonic() + limit_s
+        while self.statuses[503] == before:
+            assert time.monotonic() < end, f"nothing was refused: {self.statuses} {self.codes}"
+            await asyncio.sleep(0.02)
 
     async def check(self) -> None:
         """Every acknowledged face is there and searchable, and every row has its objects."""
@@ -102,20 +110,17 @@ async def writers(world: StoredWorld) -> Writers:
 async def test_postgres_killed_under_load(own_postgres: Path, make_stored: MakeStoredWorld) -> None:
     world = make_stored(dsn=lambda: dsn(own_postgres))
     load = await writers(world)
-    recoveries: list[float] = []
 
     async def trouble() -> None:
         await asyncio.sleep(0.5)
         for _ in range(2):
-            os.kill(await postmaster(own_postgres), signal.SIGKILL)
-            killed = time.monotonic()
-            await asyncio.sleep(0.1)
-            recoveries.append(await load.wait_for_success(killed + 0.1, 20))
+            killed = await postmaster(own_postgres)
+            os.kill(killed, signal.SIGKILL)
+            await load.wait_for_success(await started_again(own_postgres, killed))
             await asyncio.sleep(0.5)
 
     await load.run(6, trouble)
     assert set(load.statuses) == {201, 503} and set(load.codes) <= {"database_unavailable", "overloaded"}, load.codes
-    assert max(recoveries) < 15, recoveries
     world.dsn = dsn(own_postgres)
     await load.check()
 
@@ -125,6 +130,18 @@ async def postmaster(folder: Path) -> int:
     return int(pid)
 
 
+async def started_again(folder: Path, before: int, limit_s: float = 60) -> float:
+    """When another postmaster had come. Sessions of the one `before` may go on for a moment: what they answer says nothing."""
+    end = time.monotonic() + limit_s
+    while True:
+        # There is no file, or an empty one, in between.
+        with contextlib.suppress(FileNotFoundError, IndexError):
+            if await postmaster(folder) != before:
+                return time.monotonic()
+        assert time.monotonic() < end, "no postmaster came"
+        await asyncio.sleep(0.02)
+
+
 async def test_postgres_restarted_under_load(own_postgres: Path, make_stored: MakeStoredWorld) -> None:
     """An orderly, fast restart: sessions are told to go, in the middle of whatever they do."""
     world = make_stored(dsn=lambda: dsn(own_postgres))
@@ -132,8 +149,9 @@ async def test_postgres_restarted_under_load(own_postgres: Path, make_stored: Ma
 
     async def trouble() -> None:
         await asyncio.sleep(0.3)
-        os.kill(await postmaster(own_postgres), signal.SIGINT)
-        await load.wait_for_success(time.monotonic() + 0.1, 20)
+        told = await postmaster(own_postgres)
+        os.kill(told, signal.SIGINT)
+        await load.wait_for_success(await started_again(own_postgres, told))
 
     await load.run(6, trouble)
     assert set(load.statuses) <= {201, 503}, load.codes
@@ -153,7 +171,7 @@ async def test_every_session_terminated_again_and_again(stored: StoredWorld) -> 
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
         await connection.close()
-        await load.wait_for_success(time.monotonic(), 10)
+        await load.wait_for_success(time.monotonic())
 
     await load.run(6, trouble)
     assert set(load.statuses) <= {201, 503}, load.codes
@@ -167,11 +185,11 @@ async def test_object_store_killed_under_load(object_server: ObjectServer, make_
     async def trouble() -> None:
         await asyncio.sleep(0.5)
         object_server.kill()
-        await asyncio.sleep(1.0)
+        await load.wait_for_refusal()
         # What needs no object goes on.
         assert (await world.client.get(load.collection)).status_code == 200
         await asyncio.to_thread(object_server.restart)
-        await load.wait_for_success(time.monotonic(), 20)
+        await load.wait_for_success(time.monotonic())
         await asyncio.sleep(0.5)
 
     try:

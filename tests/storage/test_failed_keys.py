@@ -9,12 +9,18 @@ import pytest
 
 from serve_app.access import Caller, Scope, Secret
 from serve_app.errors import RateLimited
-from serve_app.services import api_keys
+from serve_app.services import api_keys, rate_limits
 from serve_app.storage.rate_limits import BucketsUnavailable, Taken
 from tests.api.conftest import KEY
 from tests.storage.conftest import MakeStoredWorld
 
 ME = "/api/v1/me"
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is counted while the database takes longer than a second, as it does where all else runs beside it."""
+    monkeypatch.setattr(rate_limits, "_TIMEOUT_S", 60.0)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -29,14 +35,15 @@ def client_at(api: object, address: str) -> httpx.AsyncClient:
 
 
 async def test_who_tries_keys_is_told_to_wait_and_a_good_key_is_not(make_stored: MakeStoredWorld) -> None:
-    world, other = make_stored(failed_keys_limit=5), make_stored(failed_keys_limit=5)
+    # So few that no further one is granted during the test: that is after half a minute.
+    world, other = make_stored(failed_keys_limit=2), make_stored(failed_keys_limit=2)
     made = (await world.client.post("/api/v1/keys", json={"name": "x", "scopes": ["read"]})).json()["key"]
     async with client_at(world.api, "203.0.113.9") as bad, client_at(other.api, "203.0.113.9") as elsewhere:
-        found = [(await bad.get(ME, headers=bearer(Secret.new().token))).status_code for _ in range(5)]
-        assert found == [401] * 5
+        found = [(await bad.get(ME, headers=bearer(Secret.new().token))).status_code for _ in range(2)]
+        assert found == [401] * 2
         refused = await bad.get(ME, headers=bearer("no key at all"))
         assert refused.status_code == 429 and refused.json()["code"] == "too_many_failures"
-        assert refused.json()["details"]["limit"] == "failures" and 1 <= int(refused.headers["retry-after"]) <= 12
+        assert refused.json()["details"]["limit"] == "failures" and 1 <= int(refused.headers["retry-after"]) <= 30
         # All replicas share it.
         assert (await elsewhere.get(ME, headers=bearer(Secret.new().token))).status_code == 429
         for good in (KEY, made):
@@ -50,7 +57,7 @@ async def test_who_tries_keys_is_told_to_wait_and_a_good_key_is_not(make_stored:
 
 
 async def test_a_made_up_address_is_no_way_around_it(make_stored: MakeStoredWorld) -> None:
-    world = make_stored(failed_keys_limit=3)
+    world = make_stored(failed_keys_limit=2)
     async with client_at(world.api, "203.0.113.9") as bad:
         statuses = [
             (
@@ -61,9 +68,9 @@ async def test_a_made_up_address_is_no_way_around_it(make_stored: MakeStoredWorl
                     | {"X-Kinlens-Peer": f" 198.51.100.{number}"},
                 )
             ).status_code
-            for number in range(6)
+            for number in range(5)
         ]
-    assert statuses == [401, 401, 401, 429, 429, 429]
+    assert statuses == [401, 401, 429, 429, 429]
 
 
 async def test_behind_a_trusted_proxy_each_client_is_counted_for_itself(make_stored: MakeStoredWorld) -> None:

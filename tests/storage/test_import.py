@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from serve_app.storage.database import Database
 from tests.api.conftest import image
 from tests.storage.conftest import StoredWorld
 
-OPTIONS = ImportOptions("people", create=True, review=False, give_up_after_s=20)
+OPTIONS = ImportOptions("people", create=True, review=False, give_up_after_s=120)
 
 
 async def run(
@@ -105,14 +106,21 @@ async def test_an_answer_that_is_lost_is_made_good(stored: StoredWorld, tmp_path
     """The connection breaks after the server has done its work: sent again, the pictures are there already."""
     source = fill(tmp_path / "photos")
     inner = httpx.ASGITransport(stored.api, raise_app_exceptions=False)
-    lost = 0
+    begun = lost = 0
+    both = asyncio.Event()
 
     class Lossy(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-            nonlocal lost
+            nonlocal begun, lost
+            begun += (batch := request.url.path.endswith(":batch"))
+            first = batch and begun <= 2
+            if begun == 2:
+                both.set()
             response = await inner.handle_async_request(request)
-            if request.url.path.endswith(":batch") and lost < 2:
+            if first:
                 await response.aread()
+                # Else the second could be the first that is sent again.
+                await both.wait()
                 lost += 1
                 raise httpx.RemoteProtocolError("peer closed connection")
             return response

@@ -87,15 +87,15 @@ async def working(world: StoredWorld) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await worker.stop(5)
-        await workshop.indexer.settle(5)
+        await worker.stop(60)
+        await workshop.indexer.settle(60)
 
 
 async def bring(
     world: StoredWorld, file: Path, options: FormerOptions, **given: str
 ) -> tuple[Summary, Counter[tuple[str, str]], list[Outcome]]:
     told: list[Outcome] = []
-    service = ServiceClient(world.client, 20)
+    service = ServiceClient(world.client, 120)
     with FormerDatabase(file, given) as database:
         async with working(world):
             summary = await FormerImport(
@@ -120,7 +120,7 @@ async def state(world: StoredWorld) -> list[object]:
 
 class TestImport:
     async def test_photos_tags_persons_and_faces(self, stored: StoredWorld, file: Path, root: Path) -> None:
-        options = FormerOptions(root, wait_s=60)
+        options = FormerOptions(root, wait_s=120)
         summary, counts, told = await bring(stored, file, options)
         assert counts == {
             ("photo", "imported"): 3, ("photo", "failed"): 1, ("person", "imported"): 3, ("face", "imported"): 3,
@@ -150,7 +150,7 @@ class TestImport:
         assert await state(stored) == before
 
     async def test_what_a_user_decided_since_stays(self, stored: StoredWorld, file: Path, root: Path) -> None:
-        options = FormerOptions(root, wait_s=60)
+        options = FormerOptions(root, wait_s=120)
         await bring(stored, file, options)
         persons = {one["external_id"]: one["id"] for one in (await stored.client.get("/api/v1/persons")).json()["items"]}
         (face,) = (await stored.client.get(f"/api/v1/persons/{persons['former:8']}/faces")).json()["items"]
@@ -165,14 +165,14 @@ class TestImport:
         self, stored: StoredWorld, file: Path, root: Path
     ) -> None:  # fmt: skip
         await stored.client.post("/api/v1/photos/upload", files={"files": ("x.jpg", image(1, 1) + b"b")})
-        _, counts, _ = await bring(stored, file, FormerOptions(None, wait_s=60))
+        _, counts, _ = await bring(stored, file, FormerOptions(None, wait_s=120))
         assert counts["photo", "known"] == 1 and counts["photo", "failed"] == 3
         assert counts["tags", "imported"] == 1 and counts["face", "imported"] == 1
 
     async def test_when_faces_are_not_found_in_time_the_next_run_ends_it(
         self, stored: StoredWorld, file: Path, root: Path
     ) -> None:  # fmt: skip
-        service = ServiceClient(stored.client, 20)
+        service = ServiceClient(stored.client, 120)
         with FormerDatabase(file, {}) as database:
             options = FormerOptions(root, wait_s=0)
             record: list[Outcome] = []
@@ -180,7 +180,7 @@ class TestImport:
                 database, LibraryClient(service), PhotoSender(service), options, record.append
             ).run()  # fmt: skip
         assert summary.gave_up is not None and not summary.complete
-        _, counts, _ = await bring(stored, file, replace(options, wait_s=60))
+        _, counts, _ = await bring(stored, file, replace(options, wait_s=120))
         assert counts["face", "imported"] == 3
 
     async def test_other_names_of_tables_and_columns(self, stored: StoredWorld, tmp_path: Path, root: Path) -> None:
@@ -203,7 +203,7 @@ class TestImport:
             )
         database.close()
         given = {"persons": "who is who", "faces.person_id": "wem"}
-        options = FormerOptions(root, "/volume1/photos/", wait_s=60)
+        options = FormerOptions(root, "/volume1/photos/", wait_s=120)
         summary, counts, told = await bring(stored, path, options, **given)
         assert summary.complete and counts["face", "imported"] == 1, told
         (photo,) = (await stored.client.get("/api/v1/photos")).json()["items"]
@@ -242,7 +242,7 @@ class TestMalice:
                      "[10, 10, 0, 0]", "1 2 3", "--,,..", "9" * 5000, '["a", "b", "c", "d"]', "[true, true, true, true]"]  # fmt: skip
             database.executemany("INSERT INTO faces (photo_id, person_id, bbox) VALUES (1, 3, ?)", [(one,) for one in boxes])
         database.close()
-        summary, counts, told = await bring(stored, path, FormerOptions(root, wait_s=30))
+        summary, counts, told = await bring(stored, path, FormerOptions(root, wait_s=120))
         assert counts["photo", "imported"] == 1 and counts["photo", "failed"] == 6 and summary.gave_up is None, told
         assert counts["face", "failed"] == len(boxes), [one for one in told if one.what == "face"]
         assert (await stored.client.get("/api/v1/photos")).json()["items"][0]["tags"] == ["ok"]
@@ -268,7 +268,7 @@ class TestMalice:
         with FormerDatabase(path, {"photos": "x"}) as found:
             assert "file_name" not in found.tables["photos"].columns
             assert [row["id"] for row in found.rows("photos")] == [1]
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 60
 
     def test_the_file_is_never_written(self, file: Path) -> None:
         before = (file.read_bytes(), sorted(one.name for one in file.parent.iterdir()))

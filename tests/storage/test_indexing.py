@@ -480,7 +480,7 @@ async def test_whoever_stops_waiting_leaves_nothing_half_done(library: Library) 
     with pytest.raises(asyncio.CancelledError):
         await run
     store.gate.set()
-    await indexer.settle(10)
+    await indexer.settle(60)
     assert library.ended[photo_id] == "done" and len(await library.faces(photo_id)) == 2
     await library.check()
 
@@ -494,7 +494,7 @@ async def test_whoever_stops_waiting_for_a_store_that_fails_leaves_no_crops(libr
     await store.reached.wait()
     run.cancel()
     store.gate.set()
-    await indexer.settle(10)
+    await indexer.settle(60)
     assert photo_id not in library.ended and await library.crops() == set()
 
 

@@ -41,13 +41,16 @@ class TracedWorld:
         worker = Worker(self.database, lambda: self.dsn, handlers, 2, outlets=self.outlets)
         worker.start()
         job = await ended(self.database, job.id)
-        await worker.stop(5)
+        await worker.stop(30)
         await asyncio.to_thread(self.outlets.close)
         return job
 
 
 @pytest.fixture
-async def world(database_dsn: str, collector: Collector) -> AsyncIterator[TracedWorld]:
+async def world(database_dsn: str, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TracedWorld]:
+    # A busy machine may need longer to send what is left than a replica that ends may wait.
+    monkeypatch.setattr("serve_app.observing.tracing._CLOSE_MS", 60_000)
+    monkeypatch.setattr("serve_app.observing.failures._FLUSH_S", 60.0)
     database = Database(lambda: database_dsn, 10)
     settings = Settings.model_validate({"otel_exporter_otlp_endpoint": collector.url, "sentry_dsn": collector.dsn})
     yield TracedWorld(database, database_dsn, open_outlets(settings, "Indexing", "replica-1"))

@@ -294,7 +294,7 @@ class Events:
         self.queue.put_nowait(message)
 
     async def until(self, word: str) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while word not in self.text:
                 self.text += (await self.queue.get()).get("body", b"").decode()
 
@@ -318,12 +318,14 @@ async def test_events_until_the_job_is_over(stored: StoredWorld, monkeypatch: py
     start = await first.queue.get()
     assert start["status"] == 200
     assert dict(start["headers"])[b"content-type"].startswith(b"text/event-stream")
+    # Both have seen how it was before anything is done.
+    await second.until("event: progress")
     # Nothing happens: a sign of life all the same.
     await first.until(": still there")
     async with working(stored, handler):
         await first.until("event: end")
         await second.until("event: end")
-    await asyncio.wait_for(asyncio.gather(first.task, second.task), 10)
+    await asyncio.wait_for(asyncio.gather(first.task, second.task), 30)
     for events in (first.data(), second.data()):
         assert events[0][0] == "progress" and events[0][1]["progress"]["done"] == 0
         assert events[-1][0] == "end" and events[-1][1]["state"] == "done" and events[-1][1]["progress"]["done"] == 12
@@ -346,14 +348,14 @@ async def test_who_leaves_or_is_one_too_many(stored: StoredWorld, monkeypatch: p
     assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
     for stream in streams:
         stream.gone.set()
-        await asyncio.wait_for(stream.task, 10)
+        await asyncio.wait_for(stream.task, 30)
     watch = stored.gallery.job_watch
     assert watch._watchers == 0 and watch._watched == {}
     after = Events(stored, path)
     await after.until("event: progress")
     # The service ends: it does not wait for those who look on.
     await watch.close()
-    await asyncio.wait_for(after.task, 10)
+    await asyncio.wait_for(after.task, 30)
 
 
 async def test_an_erased_photo_is_in_no_job(stored: StoredWorld) -> None:

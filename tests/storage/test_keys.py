@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import product
 
 import httpx
@@ -24,6 +24,12 @@ KEYS = "/api/v1/keys"
 INCLUDED = {"read": {"read"}, "enrol": {"enrol"}, "write": {"write", "enrol"}, "admin": {"read", "enrol", "write", "admin"}}
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key is asked for in vain when the database takes longer than two seconds, as it may where all else runs beside it."""
+    monkeypatch.setattr(api_keys, "_LOOK_TIMEOUT_S", 60.0)
+
+
 async def key(world: StoredWorld, *scopes: str, **fields: object) -> dict[str, str]:
     """The header of a new key."""
     response = await world.client.post(KEYS, json={"name": "tests", "scopes": scopes or ["read"], **fields})
@@ -33,6 +39,17 @@ async def key(world: StoredWorld, *scopes: str, **fields: object) -> dict[str, s
 
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
+
+
+def pass_time(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
+    """For whoever decides whether a key is still good."""
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + by
+
+    monkeypatch.setattr(api_keys, "datetime", Later)
 
 
 async def test_a_key_is_told_once_and_kept_as_a_hash(stored: StoredWorld) -> None:
@@ -65,14 +82,14 @@ async def test_another_secret_of_a_key_that_is_there_is_refused(stored: StoredWo
     assert (await stored.client.get("/api/v1/me", headers={"Authorization": other})).status_code == 401
 
 
-async def test_a_rotation_overlaps_and_the_secret_before_ends(stored: StoredWorld) -> None:
+async def test_a_rotation_overlaps_and_the_secret_before_ends(stored: StoredWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     old = await key(stored, "read")
     key_id = old["Authorization"].split("_")[1]
-    rotated = await stored.client.post(f"{KEYS}/{key_id}/rotate", json={"overlap_s": 1})
+    rotated = await stored.client.post(f"{KEYS}/{key_id}/rotate", json={"overlap_s": 3600})
     assert rotated.status_code == 200 and rotated.json()["id"] == key_id
     new = bearer(rotated.json()["key"])
     assert [(await stored.client.get("/api/v1/me", headers=one)).status_code for one in (old, new)] == [200, 200]
-    await asyncio.sleep(1.1)
+    pass_time(monkeypatch, timedelta(seconds=3601))
     assert [(await stored.client.get("/api/v1/me", headers=one)).status_code for one in (old, new)] == [401, 200]
     at_once = await stored.client.post(f"{KEYS}/{key_id}/rotate", json={"overlap_s": 0})
     newest = bearer(at_once.json()["key"])
@@ -114,18 +131,20 @@ async def test_a_revocation_is_seen_by_other_replicas_within_seconds(make_stored
     # Made a moment ago, and good everywhere at once.
     assert (await there.client.get("/api/v1/me", headers=header)).status_code == 200
     assert (await here.client.delete(f"{KEYS}/{header['Authorization'].split('_')[1]}")).json()["state"] == "revoked"
-    begun = time.monotonic()
+    revoked = asked = time.monotonic()
     while (await there.client.get("/api/v1/me", headers=header)).status_code == 200:
-        assert time.monotonic() - begun < api_keys.FRESH_S + 1
+        # However long it took to answer: whoever comes so late is refused.
+        assert asked - revoked <= api_keys.FRESH_S
         await asyncio.sleep(0.05)
+        asked = time.monotonic()
 
 
-async def test_an_expired_key_is_refused(stored: StoredWorld) -> None:
+async def test_an_expired_key_is_refused(stored: StoredWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     await key(stored)
-    soon = datetime.now(UTC) + timedelta(seconds=2)
+    soon = datetime.now(UTC) + timedelta(hours=1)
     header = await key(stored, "read", expires_at=soon.isoformat())
     assert (await stored.client.get("/api/v1/me", headers=header)).status_code == 200
-    await asyncio.sleep(2.1)
+    pass_time(monkeypatch, timedelta(hours=1))
     assert (await stored.client.get("/api/v1/me", headers=header)).status_code == 401
     past = await stored.client.post(KEYS, json={"name": "x", "scopes": ["read"], "expires_at": "2020-01-01T00:00:00Z"})
     assert past.status_code == 422
@@ -147,13 +166,13 @@ async def test_a_key_that_is_not_there(stored: StoredWorld, key_id: str) -> None
 
 
 async def test_last_use_is_written_beside_the_requests_and_once_a_minute(stored: StoredWorld) -> None:
-    header = await key(stored)
+    header, begun = await key(stored), datetime.now(UTC)
     for _ in range(3):
         await stored.client.get("/api/v1/me", headers=header)
     assert (await stored.rows("SELECT last_used_at FROM api_keys"))[0][0] is None
     await stored.services.access.once()
     (first,) = await stored.rows("SELECT last_used_at FROM api_keys")
-    assert abs((datetime.now(UTC) - first[0]).total_seconds()) < 10
+    assert begun < first[0] < datetime.now(UTC)
     await stored.client.get("/api/v1/me", headers=header)
     await stored.services.access.once()
     assert (await stored.rows("SELECT last_used_at FROM api_keys"))[0][0] == first[0]
@@ -200,8 +219,10 @@ async def test_a_key_is_told_apart_in_well_under_a_millisecond(stored: StoredWor
     assert sorted(times)[500] < 0.001
 
 
-async def test_unknown_keys_do_not_load_the_database(stored: StoredWorld) -> None:
+async def test_unknown_keys_do_not_load_the_database(stored: StoredWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many come at once: few looks."""
+    # So that few are few as well where the hundred take seconds.
+    monkeypatch.setattr(api_keys, "_BETWEEN_LOOKS_S", 1.0)
     await key(stored)
     calls = 0
     ring = stored.services.access.ring
@@ -230,7 +251,7 @@ async def test_an_erased_collection_is_not_opened_again_by_its_name(stored: Stor
     assert (await stored.client.get("/api/v1/collections/a", headers=header)).status_code == 200
     assert (await stored.client.delete("/api/v1/collections/a")).status_code == 200
     await stored.collection("a")
-    await asyncio.sleep(api_keys.FRESH_S)
+    await asyncio.sleep(api_keys.FRESH_S + 0.1)
     assert (await stored.client.get("/api/v1/collections/a", headers=header)).status_code == 404
     assert (await stored.client.get("/api/v1/me", headers=header)).json()["collections"] == []
 

@@ -26,6 +26,7 @@ import pytest
 from serve_app.errors import ConfigurationError, DatabaseUnavailable
 from serve_app.ports import free_port
 from serve_app.postgres import cluster as postgres_cluster
+from serve_app.postgres import local as postgres_local
 from serve_app.postgres import programs as postgres_programs
 from serve_app.postgres.address import Address
 from serve_app.postgres.config import Machine, server_settings
@@ -65,7 +66,7 @@ def address(folder: Path) -> Address:
     return found
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
@@ -221,17 +222,17 @@ def test_a_port_taken_at_the_last_moment_is_given_up_too(folder: Path, monkeypat
             assert ask(folder, "SELECT 1") == 1
 
 
-def test_a_killed_server_is_started_again_and_remembers(folder: Path) -> None:
+def test_a_killed_server_is_started_again_and_remembers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first try must do.
+    monkeypatch.setattr(postgres_local, "_RETRY_S", 600)
     with EmbeddedPostgres(folder) as server:
         server.supervise()
         server.supervise()
         for word in ("first crash", "second crash"):
             before = address(folder)
             ask(folder, "INSERT INTO memory VALUES ($1)", word)
-            killed = time.monotonic()
             os.kill(before.pid, signal.SIGKILL)
             wait_until(lambda before=before: address(folder) != before)  # type: ignore[misc]
-            assert time.monotonic() - killed < 10, "it takes 0.5 s on a quiet machine"
             assert ask(folder, "SELECT count(*) FROM memory WHERE what = $1", word) == 1
     assert not server.running
 

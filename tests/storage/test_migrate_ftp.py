@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
@@ -18,11 +19,12 @@ from serve_app.imports.migrating import FtpMigration, MigrationOptions, Outcome,
 from serve_app.imports.migration_ledger import Ledger
 from serve_app.imports.photo_sending import PhotoSender
 from serve_app.imports.service_client import ServiceClient
+from serve_app.services.garbage import GarbageCollector
 from tests.api.conftest import JPEG
 from tests.storage.conftest import StoredWorld
 from tests.storage.ftp_server import FtpServer
 
-OPTIONS = MigrationOptions(workers=3, give_up_after_s=20)
+OPTIONS = MigrationOptions(workers=3, give_up_after_s=60)
 MakeServer = Callable[..., FtpServer]
 
 
@@ -258,6 +260,10 @@ class TestInterruptions:
         summary, _ = await migrate(stored, server)
         assert summary.complete and summary.statuses["copied"] + summary.statuses["known"] == 20
         assert before < 20 and await library(stored) == digests(files)
+        # Broken off in a commit, whose outcome nobody knows then, an upload leaves its object to `kinlens gc`.
+        garbage = GarbageCollector(stored.gallery.database, stored.gallery.objects)
+        left = await garbage.find_orphans(timedelta(), delete=True)
+        assert left.orphans == left.deleted <= 3 * OPTIONS.workers
         assert await stored.object_keys() == {row["object_key"] for row in await stored.rows("SELECT object_key FROM images")}
 
     async def test_a_ledger_that_was_cut_off_only_costs_a_reading(self, stored: StoredWorld, make_server: MakeServer) -> None:
@@ -350,7 +356,8 @@ class TestChecksums:
         assert summary.complete and await library(stored) == digests(files)
 
     async def test_a_file_that_changes_while_it_is_read(self, stored: StoredWorld, make_server: MakeServer) -> None:
-        server = make_server(slow=500)
+        # Three seconds a reading: it is in the middle of one when the file is changed.
+        server = make_server(slow=200)
         path = server.root / "a.jpg"
         path.write_bytes(photo(1, 60_000))
         migration = asyncio.create_task(migrate(stored, server))
@@ -415,6 +422,6 @@ class TestTrust:
 
 async def _retrieved(server: FtpServer, files: int) -> None:
     """Until so many were begun."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(server.retrieved()) < files:  # noqa: ASYNC110  the server is another process
             await asyncio.sleep(0.02)

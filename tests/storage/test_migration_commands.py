@@ -98,12 +98,12 @@ async def test_migrate_ftp(stored: StoredWorld, address: str, ftp: FtpServer, tm
 async def test_a_migration_that_is_killed(
     stored: StoredWorld, address: str, ftp: FtpServer, tmp_path: Path, how: signal.Signals
 ) -> None:
-    ftp.restart(slow=500)
+    ftp.restart(slow=200)
     for number in range(40):
         (ftp.root / f"{number}.jpg").write_bytes(image(1, number) + bytes(4000))
     command = ("migrate-ftp", "127.0.0.1", "--port", str(ftp.port), "--user", "anna", "--fingerprint", ftp.fingerprint)
     process = await started(address, *command, folder=tmp_path, KINLENS_FTP_PASSWORD=PASSWORD)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while len(await stored.rows("SELECT 1 FROM photos")) < 5:  # noqa: ASYNC110  another process makes them
             await asyncio.sleep(0.02)
     process.send_signal(how)

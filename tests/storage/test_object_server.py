@@ -70,7 +70,7 @@ class TestFaultsOfTheServer:
             with pytest.raises(ObjectStoreUnavailable, match=r"cannot be reached|connection broke") as caught:
                 await attempt
             assert caught.value.details["retry_after_s"] == 2
-        assert time.monotonic() - started < 15
+        assert time.monotonic() - started < 28, "an answer is waited for 30 s"
         assert refused
         for error in refused:
             assert server.config.secret_key not in str(error) and server.config.endpoint not in str(error)
@@ -83,9 +83,11 @@ class TestFaultsOfTheServer:
         assert {*acknowledged, f"{prefix}again"} <= set(await listed(store, prefix))
         await store.close()
 
-    async def test_a_server_that_hangs(self, server: ObjectServer) -> None:
+    async def test_a_server_that_hangs(self, server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
         """Stopped, not killed: it takes connections and never answers. It is not asked three times, and only threads wait."""
-        store, key = MinioObjectStore(replace(server.config, read_timeout_s=2)), new_key()
+        # Of a check as well, what ends it is this limit.
+        monkeypatch.setattr("serve_app.storage.minio_objects._CHECK_TIMEOUT_S", 60)
+        store, key = MinioObjectStore(replace(server.config, read_timeout_s=5)), new_key()
         await store.prepare()
         server.signal(signal.SIGSTOP)
         try:
@@ -97,9 +99,9 @@ class TestFaultsOfTheServer:
             )  # fmt: skip
             assert [str(one) for one in outcomes if not isinstance(one, ObjectStoreUnavailable)] == []
             assert {str(one) for one in outcomes} == {"The object store failed: it did not answer in time."}
-            assert time.monotonic() - started < 3.9
+            assert time.monotonic() - started < 9.9
             watch.cancel()
-            assert await watch < 1
+            assert await watch < 4.5
         finally:
             server.signal(signal.SIGCONT)
         await store.check()
@@ -166,7 +168,7 @@ class TestFaultsOfTheSettings:
             await store.prepare()
         with pytest.raises(ObjectStoreUnavailable, match="cannot be reached"):
             await store.get("a/b")
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         await store.close()
 
     @pytest.mark.parametrize(
@@ -199,13 +201,13 @@ class TestFaultsOfTheSettings:
             assert "secret" not in str(caught.value)
             with pytest.raises(ObjectStoreUnavailable):
                 await anext(store.list(""))
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 9.5
             await store.close()
 
     async def test_answers_that_are_not_read_give_their_connections_back(self) -> None:
         """More of them than there are connections: a server that sends the whole object, whatever range was asked for."""
         whole = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: 1000000\r\n\r\n" + bytes(1_000_000)
-        async with answering(whole) as endpoint, asyncio.timeout(20):
+        async with answering(whole) as endpoint, asyncio.timeout(120):
             store = MinioObjectStore(MinioConfig(endpoint, "access", "secret-secret"))
             for _ in range(40):
                 with pytest.raises(ObjectStoreUnavailable, match="no ranges"):

@@ -48,12 +48,13 @@ class TestEveryBackend:
         assert await object_store.get(key) == b"replaced"
 
     async def test_stat(self, object_store: ObjectStore) -> None:
-        key = new_key()
+        key, begun = new_key(), datetime.now(UTC)
         await object_store.put(key, b"0123456789", JPEG)
         info = await object_store.stat(key)
         assert (info.key, info.size_bytes) == (key, 10)
         assert info.modified_at.tzinfo is UTC
-        assert abs(info.modified_at - datetime.now(UTC)) < timedelta(seconds=30)
+        # Some stores tell whole seconds, and a folder's clock is a tick behind.
+        assert begun - timedelta(seconds=2) < info.modified_at < datetime.now(UTC) + timedelta(seconds=2)
         assert await object_store.exists(key)
 
     async def test_a_missing_key(self, object_store: ObjectStore) -> None:
@@ -156,7 +157,7 @@ class TestEveryBackend:
         key, data = new_key(), secrets.token_bytes(3 * MIB)
         await object_store.put(key, data, JPEG)
         abandoned = []
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             for _ in range(100):
                 reader = object_store.stream(key)
                 assert await anext(reader) == data[:CHUNK_BYTES]

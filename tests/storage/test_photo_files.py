@@ -87,6 +87,14 @@ async def thumbnails(world: StoredWorld) -> set[str]:
     return {key for key in await world.object_keys() if "/thumbnails/" in key}
 
 
+async def waiting(world: StoredWorld, *callers: int) -> None:
+    """Until so many wait for each thumbnail that is under way."""
+    under_way = world.gallery.thumbnails._under_way
+    async with asyncio.timeout(60):
+        while sorted(making.waiting for making, _ in under_way.values()) != sorted(callers):  # noqa: ASYNC110  it tells nobody
+            await asyncio.sleep(0.01)
+
+
 async def asked_for(world: StoredWorld, pictures: RealPictures, path: str) -> asyncio.Task[httpx.Response]:
     """A request whose thumbnail is being made, until the gate opens."""
     pictures.gate.clear()
@@ -259,7 +267,7 @@ async def test_closing_finishes_what_may_be_in_the_store(
     made = await asked_for(world, pictures, f"{photo}/thumbnail?size=640")
     assert (await world.client.delete(photo)).status_code == 200
     closing = asyncio.create_task(world.gallery.thumbnails.close())
-    await asyncio.wait({made}, timeout=5)
+    await asyncio.wait({made}, timeout=60)
     assert made.done() and not closing.done() and not kept.done()
     gate.set()
     await closing
@@ -282,7 +290,7 @@ async def test_closing_does_not_take_forever(
     monkeypatch.setattr("serve_app.services.thumbnails._CLOSE_TIMEOUT_S", 0.1)
     request = asyncio.create_task(world.client.get(f"{photo}/thumbnail"))
     await there.wait()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await world.gallery.thumbnails.close()
     await asyncio.gather(request, return_exceptions=True)
 
@@ -323,7 +331,7 @@ async def test_a_caller_that_leaves_takes_nothing_from_the_others(world: StoredW
     photo = await upload(world, photo_bytes())
     first = await asked_for(world, pictures, f"{photo}/thumbnail")
     second = asyncio.create_task(world.client.get(f"{photo}/thumbnail"))
-    await asyncio.sleep(0.1)
+    await waiting(world, 2)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     pictures.gate.set()
@@ -349,10 +357,10 @@ async def test_nobody_waits_for_thumbnails_that_nobody_wants(
 
     first = await asked_for(world, pictures, f"{photo}/thumbnail?size=160")
     unwanted, one_of_two, other_of_two, back_again = request(320), request(640), request(640), request(1280)
-    await asyncio.sleep(0.3)
+    await waiting(world, 1, 1, 2, 1)
     await left(unwanted, one_of_two, back_again)
     again = request(1280)
-    await asyncio.sleep(0.1)
+    await waiting(world, 1, 1, 1)
     # This one has its place already: it is finished and kept.
     await left(first)
     pictures.gate.set()
@@ -378,7 +386,7 @@ async def test_waiting_in_line_is_not_making(
     monkeypatch.setattr("serve_app.services.thumbnails._MADE_AT_ONCE", 1)
     await upload(world, photo_bytes())
     gallery = world.gallery
-    line = Thumbnails(gallery.database, gallery.objects, pictures, world.services.settings.library_collection, 1)
+    line = Thumbnails(gallery.database, gallery.objects, pictures, world.services.settings.library_collection, 3)
     (row,) = await world.rows("SELECT id FROM photos")
     first, second = [await line.find(row["id"], size, ThumbnailFormat.JPEG) for size in (160, 320)]
     pictures.gate.clear()
@@ -404,13 +412,13 @@ async def test_what_goes_wrong_is_said_and_tried_anew(world: StoredWorld, pictur
 
 
 async def test_a_call_that_hangs_ends(make_stored: MakeStoredWorld, pictures: RealPictures) -> None:
-    world = make_stored(pictures=pictures, worker_timeout=1)
+    world = make_stored(pictures=pictures, worker_timeout=3)
     await world.gallery.objects.prepare()
     photo = await upload(world, photo_bytes())
     pictures.gate.clear()
     late = await world.client.get(f"{photo}/thumbnail")
     assert (late.status_code, late.json()["code"]) == (504, "deadline_exceeded")
-    await asyncio.sleep(0.1)
+    await waiting(world)
     pictures.gate.set()
     assert (await world.client.get(f"{photo}/thumbnail")).status_code == 200
 

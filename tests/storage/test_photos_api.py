@@ -227,7 +227,7 @@ class TestUpload:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        await asyncio.sleep(0.3)
+        await stored.gallery.photos.settle(60)
         assert await count(stored, "photos") == 0 and await stored.object_keys() == set()
 
     async def test_a_client_that_leaves_leaves_no_object(self, stored: StoredWorld) -> None:
@@ -242,11 +242,11 @@ class TestUpload:
     async def test_a_client_that_leaves_during_the_transaction_leaves_both_or_none(
         self, stored: StoredWorld, monkeypatch: pytest.MonkeyPatch, refused: bool
     ) -> None:
-        real, inside = photos.insert, asyncio.Event()
+        real, inside, go_on = photos.insert, asyncio.Event(), asyncio.Event()
 
         async def slow(*given: Any) -> Any:
             inside.set()
-            await asyncio.sleep(0.2)
+            await go_on.wait()
             if refused:
                 raise InvalidImage("no")
             return await real(*given)
@@ -259,7 +259,10 @@ class TestUpload:
             await task
         assert len(await stored.object_keys()) == 1
         # The gallery waits for it before it closes the database and the store.
-        await stored.gallery.close()
+        closing = asyncio.create_task(stored.gallery.close())
+        await asyncio.sleep(0.2)
+        go_on.set()
+        await closing
         assert len(
             [one for one in (stored.folder / "objects").rglob("*") if one.is_file() and "originals" in one.parts]
         ) == int(not refused)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from serve_app.services import health, system
 from serve_app.storage import usage
 from tests.storage.conftest import StoredWorld
 
@@ -25,7 +26,11 @@ async def test_what_is_stored_is_counted(stored: StoredWorld, monkeypatch: pytes
         assert estimated.estimated and estimated.persons == 2 and estimated.faces == 2
 
 
-async def test_the_answer_is_kept_for_a_while(stored: StoredWorld) -> None:
+async def test_the_answer_is_kept_for_a_while(stored: StoredWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A while is longer than this test, and nobody is given up before it, on any machine.
+    monkeypatch.setattr(system, "_USAGE_KEPT_S", 3600.0)
+    monkeypatch.setattr(system, "_USAGE_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(health, "_TIMEOUT_S", 60.0)
     collection = await stored.collection()
     first = (await stored.client.get("/api/v1/system")).json()
     assert first["stored"]["persons"] == 0 and first["database"]["state"] == "ok"

@@ -65,10 +65,10 @@ def test_marks_of_the_model_in_a_text_are_text(clip: ClipTokenizer) -> None:
 
 @pytest.mark.parametrize("text", ["\x00", "a\x00cat", "\ud800", "\u200b\ufeff", "x" * 100_000, "😀" * 50_000, " " * 100_000])
 def test_hostile_texts_are_read_quickly(clip: ClipTokenizer, text: str) -> None:
-    begun = time.perf_counter()
+    begun = time.thread_time()
     tokens = clip.encode(text, 77)
     assert len(tokens.ids) == 77 and tokens.ids[0] == START and END in tokens.ids
-    assert time.perf_counter() - begun < 1
+    assert time.thread_time() - begun < 1
 
 
 def test_merges_may_be_written_as_pairs(clip: ClipTokenizer, tmp_path: Path) -> None:

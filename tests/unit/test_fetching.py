@@ -43,7 +43,7 @@ def resolver(**names: str) -> Callable[[str, int], Awaitable[list[IPAddress]]]:
     return resolve
 
 
-def fetcher(allowed: bool = True, timeout_s: float = 5, **names: str) -> ImageFetcher:
+def fetcher(allowed: bool = True, timeout_s: float = 60, **names: str) -> ImageFetcher:
     return ImageFetcher(allowed=allowed, limits=LIMITS, timeout_s=timeout_s, resolver=resolver(**names))
 
 
@@ -160,6 +160,6 @@ async def test_the_checked_address_is_the_one_connected_to() -> None:
         return [ipaddress.ip_address("127.0.0.1" if asked == 1 else "10.0.0.1")]
 
     async with server(lambda _: response(b"picture")) as port:
-        one = ImageFetcher(allowed=True, limits=LIMITS, timeout_s=5, resolver=rebinding)
+        one = ImageFetcher(allowed=True, limits=LIMITS, timeout_s=60, resolver=rebinding)
         assert await one.fetch(f"http://photos.example:{port}/") == b"picture"
     assert asked == 1

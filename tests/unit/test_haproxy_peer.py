@@ -43,7 +43,7 @@ def edge(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     port = free_port()
     config, program = tmp_path / "haproxy.cfg", tmp_path / "haproxy"
     config.write_text(
-        "defaults\n    mode http\n    timeout connect 5s\n    timeout client 5s\n    timeout server 5s\n"
+        "defaults\n    mode http\n    timeout connect 60s\n    timeout client 60s\n    timeout server 60s\n"
         f"frontend http_frontend\n    bind {HOST}:{port}\n    use_backend app\n"
         f"backend app\n    server a {HOST}:{backend.server_port}\n"
     )
@@ -60,8 +60,8 @@ def edge(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def ask(url: str, headers: dict[str, str]) -> dict[str, str]:
-    deadline = time.monotonic() + 30
-    with httpx.Client(trust_env=False) as client:
+    deadline = time.monotonic() + 60
+    with httpx.Client(trust_env=False, timeout=60) as client:
         while True:
             try:
                 answer = client.get(url, headers=headers)

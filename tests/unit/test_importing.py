@@ -164,7 +164,8 @@ async def test_it_gives_up_and_keeps_what_is_done(people: FolderSource, clock: l
     told = await run(people, answer, clock)
     assert told.summary is not None and told.summary.gave_up is not None and not told.summary.complete
     assert "refused" in told.summary.gave_up and "100 s" in told.summary.gave_up
-    assert 70 < sum(told.pauses_s) <= 100
+    # A last pause of up to 30 s would have been too long; and what takes real time counts as well.
+    assert 60 < sum(told.pauses_s) <= 100
     assert told.statuses == {f"p{i}": "enrolled" for i in range(4)} | {f"p{i}": "failed" for i in range(4, 8)}
     assert {one.code for one in told.outcomes if one.status == "failed"} == {"gave_up"}
 

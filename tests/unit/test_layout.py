@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for folder in ("serve_app", "deployments", "config") for path in (ROOT / folder).rglob("*.py"))
 
 RAY = {"serve_app/app.py", "serve_app/ingress.py", "serve_app/remote.py", "serve_app/cluster.py", "serve_app/cli.py", "serve_app/service.py",
-       "serve_app/replica.py",
+       "serve_app/processes.py", "serve_app/replica.py",
        "deployments/detection.py", "deployments/embedding.py", "deployments/analysis.py",
-       "deployments/bulk.py", "deployments/indexing.py", "deployments/scaling.py", "deployments/semantic.py"}  # fmt: skip
+       "deployments/bulk.py", "deployments/indexing.py", "deployments/routing.py", "deployments/scaling.py", "deployments/semantic.py"}  # fmt: skip
 FASTAPI = {"serve_app/ingress.py"}
 ARRAYS = {
     "serve_app/services/vector_import.py",

@@ -92,9 +92,9 @@ def test_a_picture_may_be_squashed_instead() -> None:
 
 
 def test_a_strip_costs_no_more_than_its_middle() -> None:
-    begun = time.perf_counter()
+    begun = time.thread_time()
     square = prepare(np.zeros((2, 32_766, 3), dtype=np.uint8), CLIP_INPUT)
-    assert square.shape == (3, 224, 224) and time.perf_counter() - begun < 1
+    assert square.shape == (3, 224, 224) and time.thread_time() - begun < 1
 
 
 @pytest.mark.parametrize("write", [write_open_clip, write_transformers])

@@ -25,13 +25,18 @@ def packed(face_ids: Iterable[UUID]) -> bytes:
     return b"".join(one.bytes for one in face_ids)
 
 
-def expected(known: dict[UUID, FloatArray], probes: dict[UUID, FloatArray], nearest_from: float = -1.0) -> set[UUID]:
-    """One after the other."""
+def expected(
+    known: dict[UUID, FloatArray], probes: dict[UUID, FloatArray], slack: float, nearest_from: float = -1.0
+) -> set[UUID]:
+    """One after the other. A product of matrices rounds otherwise, on each CPU in its own way: who is found in any case where
+    likenesses may be off by `slack`, or, where it is below zero, who may be found."""
     found = set()
     for own, probe in probes.items():
-        ranked = sorted(((float(one @ probe), face_id) for face_id, one in known.items() if face_id != own), reverse=True)
-        found |= {face_id for similarity, face_id in ranked[:MOST] if similarity >= FLOOR}
-        found |= {face_id for similarity, face_id in ranked[:1] if similarity >= nearest_from}
+        alike = {face_id: float(one @ probe) for face_id, one in known.items() if face_id != own}
+        for face_id, similarity in alike.items():
+            before = sum(other > similarity - slack for one, other in alike.items() if one != face_id)
+            if (before < MOST and similarity >= FLOOR + slack) or (before < 1 and similarity >= nearest_from + slack):
+                found.add(face_id)
     return found
 
 
@@ -61,7 +66,7 @@ def test_as_one_after_the_other(seed: int, count: int) -> None:
             probes = {one: known[one] for one in [*ids[:4], *list(left)[:4]]}
             found = unclaimed.nearest(list(probes), np.stack(list(probes.values())), FLOOR, MOST)
             # Who is unlike everybody may find a row that nobody has, and so nobody.
-            assert expected(left, probes, nearest_from=1e-3) <= found <= expected(left, probes)
+            assert expected(left, probes, 1e-5, nearest_from=1e-3) <= found <= expected(left, probes, -1e-5)
 
 
 def test_rows_are_used_again() -> None:
