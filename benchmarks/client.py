@@ -55,7 +55,16 @@ def get_request(path: str) -> bytes:
 
 async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
     """Sends one request, reads its whole answer, returns the status."""
-    return int((await exchange_head(reader, writer, request))[9:12])
+    return _status(await exchange_head(reader, writer, request))
+
+
+def _status(head: bytes) -> int:
+    return int(head[9:12])
+
+
+def _ends(head: bytes) -> bool:
+    """Whether this was the connection's last answer: HAProxy says so while it takes a new configuration."""
+    return b"\r\nconnection: close\r\n" in head.lower()
 
 
 async def exchange_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> bytes:
@@ -88,11 +97,14 @@ async def closed_loop(
         turn = number
         try:
             while (begun := time.perf_counter()) - started < duration_s:
-                status = await exchange(reader, writer, requests[turn % len(requests)])
-                load.statuses[status] += 1
-                if status == 200:
+                head = await exchange_head(reader, writer, requests[turn % len(requests)])
+                load.statuses[_status(head)] += 1
+                if _status(head) == 200:
                     load.latencies_s.append(time.perf_counter() - begun)
                 turn += 1
+                if _ends(head):
+                    writer.close()
+                    reader, writer = await asyncio.open_connection(HOST, port)
                 if (pause := pause_s()) > 0:
                     await asyncio.sleep(pause)
         finally:
@@ -113,14 +125,17 @@ async def open_loop(port: int, requests: list[bytes], per_second: float, duratio
         begun = time.perf_counter()
         connection = idle.pop() if idle else await asyncio.open_connection(HOST, port)
         try:
-            status = await exchange(*connection, requests[number % len(requests)])
+            head = await exchange_head(*connection, requests[number % len(requests)])
         except (OSError, asyncio.IncompleteReadError):
             load.statuses[0] += 1
             connection[1].close()
             return
-        idle.append(connection)
-        load.statuses[status] += 1
-        if status == 200:
+        if _ends(head):
+            connection[1].close()
+        else:
+            idle.append(connection)
+        load.statuses[_status(head)] += 1
+        if _status(head) == 200:
             load.latencies_s.append(time.perf_counter() - begun)
 
     tasks = []
