@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-VERSION = 1
+VERSION = 2
 """Raised when a result here changes, so that cached results are made again."""
 
 Constants = dict[str, npt.NDArray[np.generic]]
@@ -93,7 +93,10 @@ def _set_constants(graph: onnx.GraphProto, constants: Constants) -> None:
     used = {name for node in graph.node for name in node.input}
     del graph.initializer[:]
     graph.initializer.extend(
-        numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items() if name in used
+        # Not ascontiguousarray, which makes vectors of scalars.
+        numpy_helper.from_array(np.asarray(array, order="C"), name)
+        for name, array in constants.items()
+        if name in used
     )
 
 

@@ -22,7 +22,16 @@ from deployments.models.engine import LoadedAttributeModel
 from deployments.models.packs import Pack
 from deployments.models.recognizer import SFACE, Normalization, Recognizer
 from deployments.models.scrfd import Scrfd, ScrfdContract
-from deployments.models.session import Device, PlacedSession, check_device, create_session, providers, session_options
+from deployments.models.session import (
+    Device,
+    PlacedSession,
+    Runner,
+    check_device,
+    create_session,
+    providers,
+    session_options,
+)
+from deployments.models.winograd import faster_runner
 from deployments.models.yunet import YuNet
 from serve_app.errors import ConfigurationError
 
@@ -65,7 +74,11 @@ def load_detector(pack: Pack, device: Device, intra_op_threads: int) -> Letterbo
         batched=model.batched,
         fixed_side_px=model.static_input_size[0] if model.static_input_size else None,
     )
-    return Scrfd(model.session, contract, spec.input_sides_px)
+    runner: Runner = model.session
+    if device is Device.CPU:
+        sides_px = [contract.fixed_side_px] if contract.fixed_side_px else spec.input_sides_px
+        runner = faster_runner(pack.detector_path, model.session, sides_px, intra_op_threads)
+    return Scrfd(runner, contract, spec.input_sides_px)
 
 
 def load_recognizer(pack: Pack, device: Device, intra_op_threads: int) -> Recognizer:

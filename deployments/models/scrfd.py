@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deployments.models.detector import Letterbox, LetterboxDetector, RawFaces, non_maximum_suppression, place
-from deployments.models.session import Session
+from deployments.models.session import Runner
 from serve_app.faces import FloatArray, RGBImage
 
 _MAX_IOU = 0.4
@@ -40,9 +40,9 @@ class ScrfdContract:
 class Scrfd(LetterboxDetector):
     """A square canvas of `input_sides_px`, the picture scaled to fill it (also enlarged) from the top left corner."""
 
-    def __init__(self, session: Session, contract: ScrfdContract, input_sides_px: Sequence[int]) -> None:
+    def __init__(self, runner: Runner, contract: ScrfdContract, input_sides_px: Sequence[int]) -> None:
         super().__init__([contract.fixed_side_px] if contract.fixed_side_px else input_sides_px)
-        self._session = session
+        self._runner = runner
         self._contract = contract
 
     def letterbox(self, image: RGBImage, side_px: int) -> Letterbox:
@@ -62,7 +62,7 @@ class Scrfd(LetterboxDetector):
         blob = cv2.dnn.blobFromImages(list(canvases), 1.0 / contract.std, mean=(contract.mean,) * 3).astype(
             np.float32, copy=False
         )
-        outputs = self._session.run(contract.output_names, {contract.input_name: blob})
+        outputs = self._runner.run(contract.output_names, {contract.input_name: blob})
         if not contract.batched:
             outputs = [output[None] for output in outputs]
         return [

@@ -35,12 +35,17 @@ class TensorInfo(Protocol):
     def shape(self) -> list[int | str | None]: ...
 
 
-class Session(Protocol):
-    """The part of onnxruntime.InferenceSession that models use. `run` may be called from several threads at once."""
+class Runner(Protocol):
+    """Runs a model. May be called from several threads at once."""
 
     def run(
         self, output_names: list[str] | None, input_feed: dict[str, npt.NDArray[np.float32]]
     ) -> list[npt.NDArray[np.float32]]: ...
+
+
+class Session(Runner, Protocol):
+    """The part of onnxruntime.InferenceSession that models use."""
+
     def get_inputs(self) -> list[TensorInfo]: ...
     def get_outputs(self) -> list[TensorInfo]: ...
 

@@ -83,6 +83,26 @@ def test_a_shared_scalar_slope_is_left_alone() -> None:
     assert [node.op_type for node in model.graph.node] == ["PRelu"]
 
 
+def test_scalars_stay_scalars() -> None:
+    """Concat of shapes, and much else, wants them so."""
+    nodes = [
+        helper.make_node("Gather", ["x", "first"], ["row"], axis=0),
+        helper.make_node("PRelu", ["row", "slope"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 4, 5])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 4, 5])]
+    initializers = [
+        numpy_helper.from_array(np.array(1), "first"),
+        numpy_helper.from_array(np.array([0.5], np.float32), "slope"),
+    ]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    x = np.random.default_rng(4).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    before = run(graphs.serialize(model), x)
+    graphs.decompose_prelu(model)
+    np.testing.assert_array_equal(run(graphs.serialize(model), x), before)
+
+
 def test_serialising_twice_gives_the_same_bytes() -> None:
     first, second = quantised_model(), quantised_model()
     graphs.fold(first)
