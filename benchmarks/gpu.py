@@ -179,13 +179,19 @@ def markdown(title: str, found: Sequence[Measured], memory: tuple[int | None, in
     return "\n".join(rows) + "\n"
 
 
+def positive(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise ValueError(text)
+    return count
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pack", default="opencv")
     parser.add_argument("--device", type=Device, choices=list(Device), help="only this one; default: CUDA beside the CPU")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1, help="of each model on the CPU; replicas have 1")
+    parser.add_argument("--sizes", type=positive, nargs="+", default=SIZES)
+    parser.add_argument("--rounds", type=positive, default=10)
+    parser.add_argument("--threads", type=positive, default=1, help="of each model on the CPU; replicas have 1")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), help="folder for gpu.md, .json and .svg")
     options = parser.parse_args(arguments)
     devices = [options.device] if options.device else [Device.CUDA, Device.CPU]

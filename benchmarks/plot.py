@@ -55,7 +55,8 @@ def _document(title: str, x_label: str, series: Mapping[str, Series], height: in
 def _panel(y_label: str, series: Series, most_x: float, top: float, bottom: float, first_color: int) -> list[str]:
     right = _WIDTH - _RIGHT
     most = max((y for points in series.values() for _, y in points), default=1.0) or 1.0
-    step_y = _step(most)
+    counts = all(float(y).is_integer() for points in series.values() for _, y in points)
+    step_y = max(_step(most), 1.0) if counts else _step(most)
     most_y = math.ceil(most / step_y) * step_y or 1.0
 
     def place(x: float, y: float) -> str:

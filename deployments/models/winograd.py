@@ -2,7 +2,7 @@
 
 Its convolutions of that kind are Winograd's (Lavin & Gray 2016, arXiv:1509.09308): a fifth of the multiplications, in float32.
 ONNX Runtime has none, and on AVX-512 it rounds 24 channels up to 32. SCRFD-2.5G: 87 -> 57 ms a picture, outputs within 1e-5
-(docs/performance.md). Networks of depthwise and 1 x 1 convolutions are faster there; which one is, is measured when a
+(docs/performance.md). With networks of depthwise and 1 x 1 convolutions it is the faster one. Which one is, is measured when a
 model is loaded.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,38 +31,47 @@ _TIMED_PASSES = 3
 
 
 class WinogradNetwork:
-    """`model` on OpenCV's DNN module, a picture a pass. Safe to call from several threads: each has networks of its own.
+    """`model` on OpenCV's DNN module, a picture a pass. Safe to call from several threads: passes at one time have networks of
+    their own, which are kept, by the shape of the input.
 
     `intra_op_threads` are OpenCV's, and so of the whole process.
     """
 
     def __init__(self, model: onnx.ModelProto, intra_op_threads: int) -> None:
         self._model = model
-        self._own = _OwnNetworks()
+        self._idle: dict[tuple[int, ...], list[cv2.dnn.Net]] = defaultdict(list)
         cv2.setNumThreads(intra_op_threads)
 
     def run(self, output_names: list[str] | None, input_feed: dict[str, FloatTensor]) -> list[FloatTensor]:
         """Outputs by name, all of them in the model's order for None. Raises cv2.error where OpenCV cannot run the model."""
         (blob,) = input_feed.values()
         names = output_names or [value.name for value in self._model.graph.output]
-        network = self._network((1, *blob.shape[1:]))
+        idle = self._idle[1, *blob.shape[1:]]
+        try:
+            network = idle.pop()
+        except IndexError:
+            network = self._read((1, *blob.shape[1:]))
         passes = []
         for index in range(len(blob)):
             network.setInput(blob[index : index + 1])
             # What comes out is the network's own memory, which the next pass overwrites.
             passes.append([np.array(output, dtype=np.float32) for output in network.forward(names)])
+        idle.append(network)
         return passes[0] if len(passes) == 1 else [np.concatenate(outputs) for outputs in zip(*passes, strict=True)]
 
-    def _network(self, shape: tuple[int, ...]) -> cv2.dnn.Net:
-        by_shape = self._own.by_shape
-        if shape not in by_shape:
-            model = onnx.ModelProto()
-            model.CopyFrom(self._model)
-            # OpenCV computes the arithmetic of shapes when it reads the model, and so has to know them.
-            for dim, length in zip(_picture(model.graph).type.tensor_type.shape.dim, shape, strict=True):
-                dim.dim_value = length
-            by_shape[shape] = _read(model)
-        return by_shape[shape]
+    def _read(self, shape: tuple[int, ...]) -> cv2.dnn.Net:
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        # OpenCV computes the arithmetic of shapes when it reads the model, and so has to know them.
+        for dim, length in zip(_picture(model.graph).type.tensor_type.shape.dim, shape, strict=True):
+            dim.dim_value = length
+        # OpenCV 5 heeds the engine only of a file. Its new one has no Winograd convolutions.
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+            file.write(model.SerializeToString())
+            file.flush()
+            network = cv2.dnn.readNetFromONNX(file.name, engine=cv2.dnn.ENGINE_CLASSIC)
+        network.enableWinograd(True)
+        return network
 
 
 def _picture(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
@@ -70,23 +79,6 @@ def _picture(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
     weights = {tensor.name for tensor in graph.initializer}
     picture: onnx.ValueInfoProto = next(value for value in graph.input if value.name not in weights)
     return picture
-
-
-def _read(model: onnx.ModelProto) -> cv2.dnn.Net:
-    # OpenCV 5 heeds the engine only of a file. Its new one has no Winograd convolutions.
-    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
-        file.write(model.SerializeToString())
-        file.flush()
-        network = cv2.dnn.readNetFromONNX(file.name, engine=cv2.dnn.ENGINE_CLASSIC)
-    network.enableWinograd(True)
-    return network
-
-
-class _OwnNetworks(threading.local):
-    """A thread's networks by input shape: OpenCV's hold the state of a pass."""
-
-    def __init__(self) -> None:
-        self.by_shape: dict[tuple[int, ...], cv2.dnn.Net] = {}
 
 
 def faster_runner(path: Path, session: Runner, sides_px: Sequence[int], intra_op_threads: int) -> Runner:
