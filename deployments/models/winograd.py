@@ -1,9 +1,9 @@
 """Networks of dense 3 x 3 convolutions on a CPU, run by OpenCV's DNN module.
 
 Its convolutions of that kind are Winograd's (Lavin & Gray 2016, arXiv:1509.09308): a fifth of the multiplications, in float32.
-ONNX Runtime has none, and on AVX-512 it rounds 24 channels up to 32. SCRFD-2.5G: 87 -> 57 ms a picture, outputs within 1e-5
-(docs/performance.md). With networks of depthwise and 1 x 1 convolutions it is the faster one. Which one is, is measured when a
-model is loaded.
+ONNX Runtime has none, and on AVX-512 it rounds 24 channels up to 32. SCRFD-2.5G takes a fifth to a third less time, with
+outputs within 2e-5 (docs/performance.md). With networks of depthwise and 1 x 1 convolutions ONNX Runtime is the faster one.
+Which one is, is measured when a model is loaded.
 """
 
 from __future__ import annotations
