@@ -64,7 +64,21 @@ def test_folding_keeps_the_arithmetic_and_opens_the_dimensions() -> None:
     np.testing.assert_allclose(answer[1:2], run(folded, batch[1:2]), rtol=1e-3, atol=1e-2)
 
 
-def test_prelu_is_decomposed_for_slopes_of_any_sign() -> None:
+@pytest.mark.parametrize("slopes", [(-1.5, 0.25), (0.0, 1.0), (-0.5, 1.75), (3.0, 2.0)])
+def test_prelu_is_decomposed_for_any_slopes(slopes: tuple[float, float]) -> None:
+    nodes = [helper.make_node("PRelu", ["x", "s"], ["y"])]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2, 8, 8]) for name in ("x", "y")]
+    slope = numpy_helper.from_array(np.array(slopes, np.float32).reshape(2, 1, 1), "s")
+    graph = helper.make_graph(nodes, "g", value[:1], value[1:], [slope])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8)
+    x = np.random.default_rng(3).normal(size=(3, 2, 8, 8)).astype(np.float32)
+    graphs.decompose_prelu(model)
+    assert "PRelu" not in {node.op_type for node in model.graph.node}
+    expected = np.where(x > 0, x, x * np.array(slopes, np.float32).reshape(1, 2, 1, 1))
+    np.testing.assert_allclose(run(graphs.serialize(model), x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_prelu_behind_a_convolution_is_decomposed() -> None:
     model = quantised_model()
     graphs.fold(model)
     x = np.random.default_rng(3).normal(size=(2, 2, 64, 64)).astype(np.float32)
